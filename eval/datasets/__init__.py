@@ -1,0 +1,1 @@
+"""Data sets in their standard layouts → samples that tasks can score."""

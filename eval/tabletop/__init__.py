@@ -1,0 +1,1 @@
+"""A small rendered world whose every label is known exactly."""

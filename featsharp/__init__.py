@@ -1,0 +1,1 @@
+"""A teacher's coarse feature map → a sharper one."""

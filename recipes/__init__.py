@@ -1,0 +1,1 @@
+"""Recipes as data: read them with `importlib.resources.files("recipes")`."""

@@ -1,0 +1,22 @@
+"""Turns a user's mistake into one message: what happened, where, what was expected, what to type."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something that the person at the keyboard can mend; commands print its text alone and exit with 2.
+
+    Args:
+        what: what is wrong and where (recipe path and key, shard and sample, file), in one sentence.
+        expected: what would have been right.
+        todo: what to type, or to change, next.
+    """
+
+    def __init__(self, what: str, *, expected: str | None = None, todo: str | None = None):
+        self.what, self.expected, self.todo = what, expected, todo
+        lines = [what]
+        if expected:
+            lines.append(f"  expected: {expected}")
+        if todo:
+            lines.append(f"  do this:  {todo}")
+        super().__init__("\n".join(lines))
