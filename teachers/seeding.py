@@ -7,6 +7,8 @@ seed and of *where* it is drawn. That is what makes a resumed run equal to an un
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -28,3 +30,14 @@ def torch_rng(*parts: Part, device: torch.device | str = "cpu") -> torch.Generat
 def numpy_rng(*parts: Part) -> np.random.Generator:
     """A numpy generator seeded from `parts`."""
     return np.random.default_rng(seed_of(*parts))
+
+
+@contextmanager
+def seeded(*parts: Part) -> Iterator[None]:
+    """What a library draws inside from torch's global CPU generator (its initialisers) is a function of `parts`.
+
+    The generator is afterwards what it was before.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(*parts))
+        yield
