@@ -1,0 +1,111 @@
+"""The state of a run → a checkpoint folder that is either whole or not there, and back.
+
+A checkpoint is `checkpoints/step-N/`: DeepSpeed's files (weights, optimiser) under `engine/`, what the objective fixed
+before the first step in `teachers.safetensors`, and `state.json` (step, loader positions of every rank). It is written
+beside its place and renamed into it, and an older one is removed only after that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from radio_distill.engine import World
+from teachers.errors import UserError
+
+ENGINE = "engine"
+
+
+def latest(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run."""
+    found = sorted((run / "checkpoints").glob("step-*"), key=_step)
+    return found[-1] if found else None
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def save(
+    run: Path, engine: Any, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], *, keep: int, world: World
+) -> Path:
+    """Write the checkpoint of `step` finished steps; all ranks call it together."""
+    place = run / "checkpoints" / f"step-{step:08d}"
+    if place.exists():
+        return place
+    temporary = place.with_name(f".unfinished-{place.name}")
+    try:
+        if world.first:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        world.barrier()
+        engine.save_checkpoint(str(temporary), tag=ENGINE, save_latest=False)
+        if world.first:
+            _write_facts(temporary, tensors, facts)
+        world.barrier()
+        if world.first:
+            os.replace(temporary, place)
+            for old in sorted(place.parent.glob("step-*"), key=_step)[:-keep]:
+                shutil.rmtree(old, ignore_errors=True)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
+        raise _failed(run, place, temporary, error) from error
+    world.barrier()
+    return place
+
+
+def _write_facts(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, folder / "teachers.safetensors")
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    (folder / "state.json").write_text(json.dumps(facts))
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())  # a rename must not reach the disk before what it names
+
+
+def _failed(run: Path, place: Path, temporary: Path, error: Exception) -> UserError:
+    shutil.rmtree(temporary, ignore_errors=True)
+    before = latest(run)
+    whole = f"{before} is whole and training goes on from it" if before else "there is no earlier checkpoint"
+    free = shutil.disk_usage(run).free / 2**30
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(
+        f"the checkpoint {place} could not be written: {reason}",
+        expected=f"room on the disk ({free:.2f} GiB are free); {whole}",
+        todo="make room, then run the same command again",
+    )
+
+
+def load(path: Path, engine: Any, world: World) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Put a checkpoint's weights and optimiser into `engine`; returns its facts and its objective's tensors."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        facts = json.loads((path / "state.json").read_text())
+        if facts["world"] != world.size and engine.zero_optimization_stage() > 0:
+            raise UserError(
+                f"{path} was saved by {facts['world']} ranks and this run has {world.size}",
+                expected="the same number of ranks, while deepspeed.zero_optimization splits the optimiser over them",
+                todo=f"start {facts['world']} ranks",
+            )
+        where, _ = engine.load_checkpoint(str(path), tag=ENGINE)
+        if where is None:
+            raise OSError("DeepSpeed found no weights in it")
+        return facts, load_file(path / "teachers.safetensors")
+    except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"the checkpoint {path} cannot be read: {str(error).splitlines()[0]}",
+            expected="a folder as radio_distill wrote it",
+            todo=f"move {path} away to go on from the one before it, or add restart=true to begin again",
+        ) from error

@@ -1,0 +1,62 @@
+"""A run's progress → one line that says how well, how fast, and when it will be done."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta
+
+SETTLE = 5  # first steps compile, allocate and open files: no measure of the rest
+
+
+class Console:
+    """Speaks on the first rank, is silent on the others."""
+
+    def __init__(self, loud: bool, total: int, done: int):
+        self.loud, self.total = loud, total
+        self._begun, self._settled_at, self._settled_step = time.monotonic(), None, done + SETTLE
+
+    def say(self, text: str) -> None:
+        if self.loud:
+            print(text, flush=True)
+
+    def tick(self, step: int) -> None:
+        """Note that `step` steps are finished."""
+        if self._settled_at is None and step >= self._settled_step:
+            self._settled_at = time.monotonic()
+
+    def line(self, step: int, losses: dict[str, float], rate: float, images: float, norm: float) -> None:
+        """`step 120/600  20%  loss 1.234  (parts)  lr 1.0e-03  380 img/s  eta 3m12s (Tue 18:40)`."""
+        width = len(str(self.total))
+        parts = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        per_step = self._seconds_per_step(step)
+        eta = _eta((self.total - step) * per_step) if per_step else "eta ..."
+        speed = f"{images / per_step:.0f} img/s  " if per_step else ""
+        share = f"{100 * step / self.total:3.0f}%"
+        self.say(f"step {step:>{width}}/{self.total} {share}  {parts}  norm {norm:.2f}  lr {rate:.1e}  {speed}{eta}")
+
+    def _seconds_per_step(self, step: int) -> float | None:
+        """Wall time a step since things settled: held-out losses, pictures and saves are in it, as in the rest."""
+        if self._settled_at is None or step <= self._settled_step:
+            return None
+        return (time.monotonic() - self._settled_at) / (step - self._settled_step)
+
+    def elapsed(self) -> str:
+        return duration(time.monotonic() - self._begun)
+
+
+def duration(seconds: float) -> str:
+    """`42s`, `3m12s`, `5h07m`, `2d03h`."""
+    seconds = int(round(seconds))
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    if seconds < 86400:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"
+
+
+def _eta(seconds: float) -> str:
+    finish = datetime.now() + timedelta(seconds=seconds)
+    clock = f"{finish:%H:%M}" if seconds < 12 * 3600 else f"{finish:%a %H:%M}" if seconds < 6 * 86400 else f"{finish:%d %b}"
+    return f"eta {duration(seconds)} ({clock})"

@@ -1,0 +1,69 @@
+"""A journal → `curves.png`: training losses, held-out errors, learning rate and gradient norm against steps."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from radio_distill import journal
+
+SMOOTH = 0.05  # share of the run that a smoothed point averages over
+
+
+def draw(run: Path) -> Path | None:
+    """Write `curves.png` beside the journal; None where there is nothing to draw yet."""
+    records = journal.read(run)
+    training, heldout = journal.series(records, "step"), journal.series(records, "heldout")
+    if not training or len(next(iter(training.values()))[0]) < 2:
+        return None
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels = [("training loss (thin: every step; thick: smoothed)", _losses(training), True)]
+    if heldout:
+        errors = {k: v for k, v in heldout.items() if "error" in k} or heldout
+        panels.append(("held-out error (1.0 = the best constant)" if "error" in "".join(errors) else "held-out", errors, False))
+    figure, axes = plt.subplots(1, len(panels) + 1, figsize=(5.2 * (len(panels) + 1), 4.2), constrained_layout=True)
+    for axis, (title, lines, smooth) in zip(axes, panels):
+        _plot(axis, lines, smooth)
+        axis.set(title=title, xlabel="step")
+        axis.set_ylim(bottom=0)
+        axis.legend(fontsize=8, frameon=False)
+    _rate_and_norm(axes[-1], training)
+    temporary = run / ".curves.tmp.png"
+    figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+    os.replace(temporary, run / "curves.png")
+    return run / "curves.png"
+
+
+def _losses(training: dict) -> dict:
+    """The terms by stream and teacher; where there are none, the loss alone."""
+    terms = {key: value for key, value in training.items() if key.count("/") == 2}
+    return terms or {key: value for key, value in training.items() if key.endswith("loss")}
+
+
+def _plot(axis, lines: dict, smooth: bool) -> None:
+    for number, (name, (steps, values)) in enumerate(sorted(lines.items())):
+        colour = f"C{number % 10}"
+        if not smooth:
+            axis.plot(steps, values, color=colour, marker="o", markersize=3, label=f"{name}  {values[-1]:.3f}")
+            continue
+        window = max(1, int(SMOOTH * len(values)))
+        mean = np.convolve(values, np.ones(window) / window, mode="valid")
+        axis.plot(steps, values, color=colour, alpha=0.2, linewidth=0.7)
+        axis.plot(steps[window - 1 :], mean, color=colour, label=f"{name}  {mean[-1]:.3f}")
+
+
+def _rate_and_norm(axis, training: dict) -> None:
+    axis.set(title="learning rate and gradient norm", xlabel="step")
+    axis.plot(*training["lr"], color="C0")
+    axis.set_ylabel("learning rate", color="C0")
+    other = axis.twinx()
+    other.plot(*training["norm"], color="C1", linewidth=0.7, alpha=0.7)
+    other.set_yscale("log")
+    other.set_ylabel("gradient norm", color="C1")

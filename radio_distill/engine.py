@@ -1,0 +1,197 @@
+"""A recipe and a module → a DeepSpeed engine, on CUDA, on one CPU process, or on several (gloo).
+
+DeepSpeed's behaviour on a CPU that this file answers: plain `python` needs the rendezvous variables; the first
+`initialize` compiles a shared-memory all-reduce for a minute; bf16 parameters at ZeRO stage 0 make the first optimiser
+step wrong. Parameters stay fp32 here and bf16 is autocast, which is right at every stage.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from radio_distill.recipe import OptimConfig, Recipe
+from teachers.errors import UserError
+
+# What the recipe says elsewhere: two places for one thing would disagree one day.
+OURS = {
+    "train_batch_size": "streams.NAME.batch",
+    "train_micro_batch_size_per_gpu": "streams.NAME.batch",
+    "gradient_accumulation_steps": "streams (one micro-batch a stream)",
+    "gradient_clipping": "optim.clip",
+    "optimizer": "optim",
+    "scheduler": "optim and stages",
+    "torch_autocast": "precision",
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` added over ranks, on this rank's device."""
+        values = values.to(self.device)
+        if self.size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's `value`, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+
+def join_world(threads: int | None = None) -> World:
+    """Meet the other ranks that `deepspeed` or `torchrun` started; alone under plain `python`."""
+    cuda = torch.cuda.is_available()
+    if "RANK" not in os.environ:
+        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+        os.environ.update({key: str(value) for key, value in alone.items()})
+    size, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0))
+    if cuda:
+        torch.cuda.set_device(local)
+    else:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", size)))
+        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // here))
+    deepspeed = quiet_deepspeed()
+    if not torch.distributed.is_initialized():
+        deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
+    return World(int(os.environ["RANK"]), local, size, torch.device("cuda", local) if cuda else torch.device("cpu"))
+
+
+def leave_world() -> None:
+    """Take leave of the other ranks, so that none reports a broken connection."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def quiet_deepspeed() -> Any:
+    """The `deepspeed` module without its start-up lines, and on a CPU without its hidden compile."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        # A private name, made on first use; should it go one day, the op is compiled again and nothing else is lost.
+        operators = getattr(deepspeed.ops, "__compatible_ops__", {})
+        if "deepspeed_shm_comm" in operators:
+            operators["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
+    """`fp32` or `bf16` for an `auto`, `fp32` or `bf16`, and the reason to print."""
+    if wanted != "auto":
+        return wanted, "as the recipe says"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "the GPU computes in it"
+        return "fp32", "this GPU has no bf16"
+    if _cpu_has_bf16():
+        return "bf16", "the CPU computes in it"
+    return "fp32", "this CPU has no bf16 arithmetic"
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
+    """A context in which modules compute in `precision`."""
+    if precision == "fp32":
+        return nullcontext
+    return lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+def build_optimizer(config: OptimConfig, groups: list[dict], device: torch.device) -> torch.optim.Optimizer:
+    """The optimiser that the recipe names; a group's `lr_scale` multiplies the schedule for it."""
+    if config.name == "nadam":
+        return torch.optim.NAdam(groups, lr=config.lr, betas=config.betas, decoupled_weight_decay=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=device.type in ("cpu", "cuda"))
+
+
+def deepspeed_config(recipe: Recipe, precision: str, device: torch.device) -> dict[str, Any]:
+    """The recipe's `deepspeed` section, checked, with what the recipe says elsewhere filled in."""
+    given = dict(recipe.deepspeed)
+    for key, place in OURS.items():
+        if key in given:
+            raise UserError(f"deepspeed.{key} is set by the recipe itself", todo=f"remove it and use {place}")
+    stage = given.get("zero_optimization", {}).get("stage", 0)
+    if given.get("bf16", {}).get("enabled") and stage == 0:
+        raise UserError(
+            "deepspeed.bf16 without ZeRO: DeepSpeed counts one step too many there, and the first steps come out wrong",
+            todo="set deepspeed.zero_optimization.stage=1, or precision=bf16 instead of deepspeed.bf16",
+        )
+    if given.get("fp16", {}).get("enabled"):
+        raise UserError("deepspeed.fp16: teachers' features overflow it", todo="use precision=bf16")
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # nominal: every stream brings its own, and losses are means
+        "gradient_accumulation_steps": len(recipe.streams),
+        "gradient_clipping": recipe.optim.clip,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    if precision == "bf16" and not given.get("bf16", {}).get("enabled"):
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return config | given
+
+
+def start_engine(recipe: Recipe, model: nn.Module, groups: list[dict], precision: str, world: World) -> Any:
+    """The engine that runs, reduces and steps `model`."""
+    deepspeed = quiet_deepspeed()
+    config = deepspeed_config(recipe, precision, world.device)
+    optimizer = build_optimizer(recipe.optim, groups, world.device)
+    try:
+        engine, *_ = deepspeed.initialize(model=model.to(world.device), optimizer=optimizer, config=config)
+    except (ValueError, AssertionError, TypeError) as error:
+        raise UserError(f"DeepSpeed refuses the recipe's deepspeed section: {error}") from error
+    if recipe.compile:
+        engine.compile()
+    return engine
+
+
+def gradient_norm(engine: Any) -> float:
+    """The norm of the reduced gradient, before clipping; call it between the last `backward` and its `step`."""
+    if engine.zero_optimization_stage() == 0:
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+    norm = engine.get_global_grad_norm()
+    return float(norm) if norm is not None else float("nan")
