@@ -1,0 +1,110 @@
+"""The `sharpener:` section of a recipe: every option of a sharpener, with the only place of its defaults."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Range = tuple[float, float]  # (lowest, highest) of a uniform draw
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are mistakes, values are checked also when they are assigned later."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class JbuConfig(Section):
+    """Joint bilateral upsampling of the low-resolution map, guided by the image (Kopf 2007, FeatUp)."""
+
+    radius: int = Field(3, ge=1, le=8, description="taps on each side of the centre: 3 means 7×7 = 49 weights a pixel")
+    width: int = Field(32, ge=1, description="channels of the projection that compares guidance pixels")
+    guidance: Literal["area", "bilinear"] = Field(
+        "area", description="how the image shrinks to the map's size; bilinear, as published, aliases"
+    )
+    implementation: Literal["auto", "composed", "shift"] = Field(
+        "auto", description="composed: tiles and matrix products; shift: one pass a tap, the reference; same result"
+    )
+
+
+class FusionConfig(Section):
+    """The transformer block that merges upsampled map and tiles by local attention."""
+
+    heads: int = Field(16, ge=1, description="attention heads; they must divide 2 × the teacher's width")
+    window: int = Field(7, ge=1, description="keys that a query sees along each axis; odd")
+    position: Literal["alibi", "rope", "none"] = Field("alibi", description="how attention knows distances")
+    layer_norm: bool = Field(True, description="LayerNorm before attention and SwiGLU (paper: on, release: off)")
+    hidden: int | None = Field(None, ge=8, description="width of the SwiGLU; none: 16/3 × the teacher's width")
+    layer_scale: float = Field(1e-6, gt=0, description="start of both branches; tiny: begins as the JBU alone")
+
+    @field_validator("window")
+    @classmethod
+    def _odd(cls, window: int) -> int:
+        if window % 2 == 0:
+            raise ValueError("a window has a centre, so it must be odd")
+        return window
+
+
+class DownsamplerConfig(Section):
+    """What turns the sharp map back into a low-resolution one, to be compared with what the teacher says of a view."""
+
+    kind: Literal["attention", "simple"] = Field("attention", description="weights from the content, or one kernel")
+    reach: int = Field(3, ge=0, description="sharp cells seen beyond the low-resolution cell's own, on each side")
+    drop: float = Field(0.2, ge=0, lt=1, description="share of the attention's taps left out at random while training")
+
+
+class ViewsConfig(Section):
+    """The views of an image that must agree: one base view (shared zoom and crop) and small jitters of it."""
+
+    jitters: int = Field(5, ge=1, description="jittered views an image and step; each costs one teacher pass")
+    source_scale: float = Field(1.25, ge=1, le=4, description="size of the image that base views are cut from")
+    zoom: Range = Field((1.0, 2.0), description="zoom of the base view into the image, at least 1")
+    jitter_zoom: float = Field(1.05, ge=1, le=2, description="a jitter zooms by at most this factor, in or out")
+    shift: float = Field(0.06, ge=0, le=0.5, description="a jitter moves by at most this share of the side")
+    rotation: float = Field(5.0, ge=0, le=45, description="a jitter turns by at most so many degrees")
+    perspective: Range = Field((0.01, 0.05), description="spread of a jitter's corner offsets, in shares of the side")
+    flip: float = Field(0.0, ge=0, le=1, description="probability that a jitter is mirrored")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ViewsConfig:
+        for name in ("zoom", "perspective"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise ValueError(f"{name}: expected 0 ≤ lowest ≤ highest, got {low}, {high}")
+        if self.zoom[0] < 1:
+            raise ValueError(f"zoom: below 1 the view would leave the image, got {self.zoom[0]}")
+        return self
+
+
+class LossConfig(Section):
+    """How views are compared. A term of weight 0 is not computed."""
+
+    distance: Literal["mse", "smooth_l1"] = Field("mse", description="distance between predicted and seen features")
+    uncertainty: bool = Field(True, description="learn where views cannot agree, and weigh those places down")
+    uncertainty_width: int = Field(256, ge=1, description="hidden channels of the network that predicts it")
+    seam_weight: float = Field(2.0, gt=0, description="weight of the two rows and columns along each seam of tiles")
+    tv: float = Field(0.0, ge=0, description="weight of the total variation of the sharp map")
+
+
+class LrScaleConfig(Section):
+    """Learning rates of some parts, relative to the recipe's."""
+
+    jbu: float = Field(0.2, ge=0)
+    uncertainty: float = Field(0.02, ge=0)
+
+
+class SharpenerConfig(Section):
+    """A teacher's map → a sharper map: which upsampler, how large a factor, how it is trained."""
+
+    upsampler: Literal["featsharp", "tile", "bilinear"] = Field("featsharp", description="how the map is enlarged")
+    factor: int = Field(2, ge=1, le=14, description="cells of the sharp map for one of the teacher's, along each axis")
+    bias: bool = Field(True, description="learn the teacher's position-locked noise (a bias a cell) and take it away")
+    tile_position: bool = Field(True, description="learn an embedding of which tile a feature comes from")
+    max_tiles_per_call: int | None = Field(None, ge=1, description="images a teacher call; none: all; same result")
+    jbu: JbuConfig = JbuConfig()
+    fusion: FusionConfig = FusionConfig()
+    downsampler: DownsamplerConfig = DownsamplerConfig()
+    views: ViewsConfig = ViewsConfig()
+    losses: LossConfig = LossConfig()
+    lr_scale: LrScaleConfig = LrScaleConfig()

@@ -1,0 +1,92 @@
+"""Turns a sharp map into the low-resolution one that the teacher would give: what makes sharp maps comparable.
+
+FeatUp (arXiv 2403.10516), §3.3. A low-resolution cell is a weighted mean of its own s×s sharp cells and of `reach`
+more on each side, so taps are centred for even factors too; at the borders the taps that exist are renormalised.
+
+Shapes: B images, C channels, h w low-resolution cells, s factor, H = h·s, W = w·s, K = s + 2·reach.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from featsharp.config import DownsamplerConfig
+from featsharp.patches import gather, join, split, spread
+
+TILE = 4  # low-resolution cells along the side of a tile
+
+
+def weighted_cells(x: Tensor, weights: Tensor, factor: int) -> Tensor:
+    """B×C×H×W, weights B×K²×h×w → B×C×h×w: each low-resolution cell's own weighted sum of the K×K cells around it.
+
+    By tiles, like `jbu.composed_upsample`: a tile's weights spread into one matrix, times the patch of cells it sees.
+    """
+    h, w = weights.shape[-2:]
+    k = int(weights.shape[1] ** 0.5)
+    seen = torch.arange((TILE - 1) * factor + k) - (k - factor) // 2
+    rows, columns = ((torch.arange(0, n, TILE)[:, None] * factor + seen).clamp(0, n * factor - 1) for n in (h, w))
+    matrix = spread(split(weights.permute(0, 2, 3, 1), TILE), TILE, k, factor)
+    patches = gather(x.permute(0, 2, 3, 1), rows, columns)
+    return join(torch.bmm(matrix, patches), TILE, (h, w)).permute(0, 3, 1, 2)
+
+
+def taps_inside(h: int, w: int, k: int, factor: int) -> Tensor:
+    """K²×h×w: whether a low-resolution cell's tap falls on the map."""
+    inside = []
+    for n in (h, w):
+        position = torch.arange(n)[:, None] * factor + torch.arange(k) - (k - factor) // 2
+        inside.append((position >= 0) & (position < n * factor))
+    return (inside[0].T[:, None, :, None] & inside[1].T[None, :, None, :]).flatten(0, 1)
+
+
+def gaussian_logits(k: int, factor: int) -> Tensor:
+    """K²: the log of a Gaussian about the centre with the cell's half-width as σ: where both downsamplers start."""
+    away = torch.arange(k) - (k - 1) / 2
+    return -(away[:, None] ** 2 + away[None, :] ** 2).flatten() / (2 * (factor / 2) ** 2)
+
+
+class SimpleDownsampler(nn.Module):
+    """One learned K×K kernel for all channels and places: B×C×H×W → B×C×h×w."""
+
+    def __init__(self, width: int, factor: int, config: DownsamplerConfig):
+        super().__init__()
+        self.factor, self.k = factor, factor + 2 * config.reach
+        self.logits = nn.Parameter(gaussian_logits(self.k, factor))
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        size = [n // self.factor for n in x.shape[-2:]]
+        logits = self.logits.view(1, -1, 1, 1).expand(len(x), -1, *size)
+        outside = ~taps_inside(*size, self.k, self.factor).to(x.device)
+        return weighted_cells(x, logits.masked_fill(outside, -torch.inf).softmax(1), self.factor)
+
+
+class AttentionDownsampler(nn.Module):
+    """Weights from the content: a strided convolution scores the K² taps of each cell. B×C×H×W → B×C×h×w."""
+
+    def __init__(self, width: int, factor: int, config: DownsamplerConfig):
+        super().__init__()
+        self.factor, self.k = factor, factor + 2 * config.reach
+        self.score = nn.Conv2d(width, self.k**2, self.k, stride=factor, padding=config.reach)
+        nn.init.normal_(self.score.weight, std=0.1 / (width**0.5 * self.k))  # scores of 0.1 for unit-variance features
+        with torch.no_grad():
+            self.score.bias.copy_(gaussian_logits(self.k, factor))
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """`keep` B×K²×h×w: the taps that are not dropped (training only); one of each cell's must be."""
+        logits = self.score(x)
+        usable = taps_inside(*logits.shape[-2:], self.k, self.factor).to(x.device)
+        usable = usable if keep is None else usable & keep
+        return weighted_cells(x, logits.masked_fill(~usable, -torch.inf).softmax(1), self.factor)
+
+
+def draw_keep(config: DownsamplerConfig, shape: tuple[int, ...], factor: int, generator: torch.Generator) -> Tensor:
+    """A mask …×K²×h×w that leaves out `config.drop` of the taps at random, but never a cell's central ones."""
+    k = factor + 2 * config.reach
+    *lead, h, w = shape
+    keep = torch.rand(*lead, k * k, h, w, generator=generator) >= config.drop
+    keep[..., k // 2 * k + k // 2, :, :] = True
+    return keep
+
+
+DOWNSAMPLERS = {"attention": AttentionDownsampler, "simple": SimpleDownsampler}

@@ -1,0 +1,130 @@
+"""Merges several maps of one size into a sharper one: local attention, then SwiGLU, added to the first of the maps.
+
+FeatSharp (arXiv 2502.16025), §3: the first C channels carry the upsampled map through the residual path, the rest
+(the tiles) only inform it. With the layer scales at zero the block returns the first map exactly.
+
+Shapes: B images, h w cells, C the teacher's width, E = inputs·C, n heads of width e = E / n, r = window // 2.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from featsharp.config import FusionConfig
+from featsharp.patches import gather, halo, join, split
+from teachers.errors import UserError
+
+TILE = 8  # queries along the side of a tile
+NEVER = -1e4  # a score that no key survives: e^-10000 is 0 in every dtype
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """Score lost a cell of distance, heads×2 along (rows, columns): even heads look along rows, odd ones columns."""
+    head = torch.arange(heads)
+    slope = 2.0 ** -((head + 2) // 2)
+    return torch.stack([slope * (head % 2 == 0), slope * (head % 2 == 1)], 1)
+
+
+def score_bias(slopes: Tensor, radius: int, t: int = TILE) -> Tensor:
+    """heads×t²×(t+2r)²: the ALiBi penalty between a tile's queries and its halo's keys, −∞ outside the window."""
+    query, key = torch.arange(t) + radius, torch.arange(t + 2 * radius)
+    away = (query[:, None] - key[None, :]).abs()  # t×(t+2r)
+    rows, columns = away[:, None, :, None].float(), away[None, :, None, :].float()
+    penalty = slopes[:, 0, None, None, None, None] * rows + slopes[:, 1, None, None, None, None] * columns
+    outside = (rows > radius) | (columns > radius)
+    return (-penalty).masked_fill(outside, -torch.inf).flatten(3).flatten(1, 2)
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, radius: int) -> Tensor:
+    """Each cell attends to the (2·radius+1)² cells around it, cut off at the borders; exact; any h×w.
+
+    `q`, `k`, `v` and the result are B×h×w×heads×e; `bias` is `score_bias` of the heads. Queries go in tiles of 8×8,
+    whose keys are those of the tile and its halo: (8+2r)² scores a query instead of h·w, in one fused call.
+    """
+    b, h, w, heads, e = q.shape
+    rows, columns = (halo(n, TILE, radius, q.device) for n in (h, w))
+    inside = ((rows >= 0) & (rows < h))[:, None, :, None] & ((columns >= 0) & (columns < w))[None, :, None, :]
+    rows, columns = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
+    queries = split(q.flatten(3), TILE).unflatten(2, (heads, e)).transpose(1, 2)
+    keys, values = (gather(x.flatten(3), rows, columns).unflatten(2, (heads, e)).transpose(1, 2) for x in (k, v))
+    # Keys beyond the border get one more coordinate, which lowers their score with any query: a mask a tile would
+    # repeat `bias` for every tile and image.
+    beyond = (NEVER * e**0.5 * ~inside).to(q.dtype).flatten(2).repeat(b, 1, 1).flatten(0, 1)
+    keys = torch.cat([keys, beyond[:, None, :, None].expand(-1, heads, -1, 1)], 3)
+    queries = F.pad(queries, (0, 1), value=1.0)
+    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias.to(q.dtype), scale=e**-0.5)
+    return join(out.transpose(1, 2).flatten(2), TILE, (h, w)).unflatten(3, (heads, e))
+
+
+def rotate(x: Tensor, base: float = 50000.0) -> Tensor:
+    """Rotary positions on B×h×w×Q: the first half of the channels turns with the row, the second with the column."""
+    _, h, w, q = x.shape
+    half = q // 2
+    frequency = base ** (-2 * torch.arange(half // 2, device=x.device) / half)
+    angles = [torch.arange(n, device=x.device)[:, None] * frequency for n in (h, w)]
+    angle = torch.cat([angles[0][:, None].expand(-1, w, -1), angles[1][None].expand(h, -1, -1)], 2)  # h×w×Q/2
+    even, odd = x[..., 0::2], x[..., 1::2]
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention in a window: B×h×w×E → B×h×w×E."""
+
+    def __init__(self, width: int, config: FusionConfig):
+        super().__init__()
+        if width % (4 * config.heads if config.position == "rope" else config.heads):
+            raise UserError(
+                f"fusion.heads is {config.heads}, which does not suit a block of {width} channels",
+                expected="a divisor of it" + (" by 4, because of rope" if config.position == "rope" else ""),
+                todo="set fusion.heads in the sharpener's recipe",
+            )
+        self.heads, self.radius, self.rope = config.heads, config.window // 2, config.position == "rope"
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+        slopes = alibi_slopes(config.heads) * (config.position == "alibi")
+        self.register_buffer("bias", score_bias(slopes, self.radius), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if self.rope:  # on the whole vectors, before they are cut into heads
+            q, k = rotate(q), rotate(k)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
+        return self.proj(window_attention(q, k, v, self.bias, self.radius).flatten(-2))
+
+
+class SwiGLU(nn.Module):
+    """silu(a)·b, projected: …×E → …×C."""
+
+    def __init__(self, width: int, hidden: int, out: int):
+        super().__init__()
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.w12(x).chunk(2, -1)
+        return self.w3(F.silu(a) * b)
+
+
+class Fusion(nn.Module):
+    """Maps B×C×h×w, the residual carrier first → B×C×h×w."""
+
+    def __init__(self, width: int, inputs: int, config: FusionConfig):
+        super().__init__()
+        e = width * inputs
+        hidden = config.hidden or 8 * -(-(4 * e * 2 // 3) // 8)
+        self.width = width
+        self.norm1 = nn.LayerNorm(e) if config.layer_norm else nn.Identity()
+        self.attention = WindowAttention(e, config)
+        self.gamma1 = nn.Parameter(torch.full((e,), config.layer_scale))
+        self.norm2 = nn.LayerNorm(e) if config.layer_norm else nn.Identity()
+        self.ffn = SwiGLU(e, hidden, width)
+        self.gamma2 = nn.Parameter(torch.full((width,), config.layer_scale))
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        x = torch.cat([m.permute(0, 2, 3, 1) for m in maps], -1)
+        x = x + self.gamma1 * self.attention(self.norm1(x))
+        x = x[..., : self.width] + self.gamma2 * self.ffn(self.norm2(x))
+        return x.permute(0, 3, 1, 2)

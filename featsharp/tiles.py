@@ -1,0 +1,64 @@
+"""Cuts an image into f×f tiles, shows them to an encoder together with the whole, and joins what it answers.
+
+Shapes: B images, f factor, H W = f times what the encoder sees at once, h w the grid of one encoder call.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from teachers.features import Encoder, Features, Size
+
+
+def cut(images: Tensor, factor: int) -> Tensor:
+    """B×3×H×W → (B·f²)×3×(H/f)×(W/f), ordered by image, row, column."""
+    return rearrange(images, "b c (i h) (j w) -> (b i j) c h w", i=factor, j=factor)
+
+
+def stitch(maps: Tensor, factor: int) -> Tensor:
+    """The inverse for feature maps: (B·f²)×C×h×w → B×C×(h·f)×(w·f)."""
+    return rearrange(maps, "(b i j) c h w -> b c (i h) (j w)", i=factor, j=factor)
+
+
+def shrink(images: Tensor, size: Size) -> Tensor:
+    """Resize with an antialiasing filter; `images` themselves where they have that size."""
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def in_chunks(encoder: Encoder, images: Tensor, most: int | None) -> Features:
+    """`encoder(images)` in calls of at most `most` images (None: one call)."""
+    parts = [encoder(chunk) for chunk in images.split(most or max(1, len(images)))]
+    if len(parts) == 1:
+        return parts[0]
+    summaries = [part.summary for part in parts]
+    summary = None if summaries[0] is None else torch.cat(summaries)
+    return Features(summary, torch.cat([part.spatial for part in parts]))
+
+
+def look(
+    encoder: Encoder, images: Tensor, factor: int, tiles: bool, most: int | None = None, others: Tensor | None = None
+) -> tuple[Features, Tensor | None, Tensor | None]:
+    """What the encoder sees in the shrunken images, in their tiles, and in `others` (images of its own size).
+
+    All in one encoder call, or in chunks of `most`. Returns the features of the whole, the stitched map of the tiles
+    (None without `tiles`; at factor 1 the map of the whole: the encoder does not look twice), the map of the others.
+    """
+    b, _, height, width = images.shape
+    size = (height // factor, width // factor)
+    batch = [shrink(images, size)]
+    if tiles and factor > 1:
+        batch.append(cut(images, factor))
+    if others is not None:
+        batch.append(others)
+    seen = in_chunks(encoder, torch.cat(batch) if len(batch) > 1 else batch[0], most)
+    maps = seen.spatial.split([len(part) for part in batch])
+    whole = Features(None if seen.summary is None else seen.summary[:b], maps[0])
+    tiled = None
+    if tiles:
+        tiled = stitch(maps[1], factor) if factor > 1 else maps[0]
+    return whole, tiled, None if others is None else maps[-1]
