@@ -1,1 +1,10 @@
-"""Data sets in their standard layouts → samples that tasks can score."""
+"""Data sets in their standard layouts → `Split`s, found through one `data_root`."""
+
+from eval.datasets import coco_captions, image_folder, masks, tabletop
+
+DATASETS = {  # kind → a module with `Config` and `open_split(name, config, data_root, part)`
+    "tabletop": tabletop,
+    "image_folder": image_folder,
+    "coco_captions": coco_captions,
+    "masks": masks,
+}

@@ -1,0 +1,77 @@
+"""ImageFolder layout (ImageNet): `train/<class>/*.jpg`, `val/<class>/*.jpg` → pictures with labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from eval.datasets.split import Split, choose, files_identity, find_root, list_images, read_image
+from radio_distill.documents import Section
+from teachers.errors import UserError
+
+LAYOUT = "train/<class>/*.jpg and val/<class>/*.jpg, a folder a class"
+
+
+class Config(Section):
+    """Pictures sorted into a folder a class."""
+
+    kind: Literal["image_folder"]
+    path: str = Field(description="its folder, below data_root")
+    train: str = Field("train", description="sub-folder of the training pictures")
+    val: str = Field("val", description="sub-folder of the test pictures")
+    names: str | None = Field(None, description="text file in the folder: class folder, tab, name in words")
+    train_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="use so many, the same ones always")
+    val_limit: Annotated[int, Field(ge=1)] | None = None
+    get: str = Field("ImageNet-1k is at https://image-net.org (free for research)", description="where to get it")
+
+
+def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
+    """The train or val part."""
+    root = find_root(data_root, config.path, LAYOUT, config.get)
+    classes = _classes(root / config.train)
+    others = _classes(root / config.val)
+    if classes != others:
+        odd = sorted(set(classes) ^ set(others))
+        raise UserError(
+            f"{root}: {config.train} and {config.val} hold different classes, such as {odd[0]!r}", expected=LAYOUT
+        )
+    folder = root / (config.train if part == "train" else config.val)
+    pairs = [(file, label) for label, name in enumerate(classes) for file in _pictures(folder / name)]
+    limit = config.train_limit if part == "train" else config.val_limit
+    pairs = [pairs[index] for index in choose(len(pairs), limit, name, part)]
+    return Split(
+        data=name, part=part, count=len(pairs), source=f"{root} ({folder.name})",
+        identity=files_identity([file for file, _ in pairs], root, classes),
+        image=lambda index: read_image(pairs[index][0]), label=lambda index: pairs[index][1],
+        class_names=_names(root, config.names, classes),
+    )  # fmt: skip
+
+
+def _classes(folder: Path) -> list[str]:
+    classes = sorted(child.name for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
+    if not classes:
+        raise UserError(f"{folder} holds no class folders", expected=LAYOUT)
+    return classes
+
+
+def _pictures(folder: Path) -> list[Path]:
+    files = list_images(folder)
+    if not files:
+        raise UserError(f"class folder {folder} holds no picture", expected="at least one picture a class")
+    return files
+
+
+def _names(root: Path, file: str | None, classes: list[str]) -> tuple[str, ...]:
+    if file is None:
+        return tuple(name.replace("_", " ") for name in classes)
+    try:
+        lines = (root / file).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"{root / file} cannot be read: {error.strerror}", expected="class folder, tab, name") from None
+    named = dict(line.split(None, 1) for line in lines if line.strip())
+    absent = [name for name in classes if name not in named]
+    if absent:
+        raise UserError(f"{root / file} has no name for class {absent[0]!r}", expected="lines of: folder, tab, name")
+    return tuple(named[name].strip() for name in classes)

@@ -1,0 +1,132 @@
+"""Turns what the user typed for a model (`runs/a`, `teacher:NAME`, `sharpened:RUN`, `untrained:RUN`) into a `Model`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl
+
+import torch
+import yaml
+from torch import Tensor
+
+from teachers.errors import UserError
+from teachers.features import Encoder, Features, Size
+
+FORMS = "[NAME=]RUN_OR_EXPORT, teacher:NAME[?weights=...&option=...], sharpened:RUN or untrained:RUN"
+BACKBONE = "backbone"
+
+
+@dataclass
+class Model:
+    """An encoder under test: its backbone, and the heads that answer in a teacher's space."""
+
+    name: str  # in every table
+    spec: str  # what the user typed
+    encoder: Encoder
+    replicate: int = 0  # models of one name are repetitions (training seeds) of one thing
+    adaptors: dict[str, Encoder] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        return self.encoder.identity
+
+    def text_head(self, wanted: str | None) -> tuple[str, Encoder] | None:
+        """The head named `wanted`, or the first one, that shares a space with texts; None where there is none.
+
+        A model without heads (a teacher) is asked itself, whatever is wanted.
+        """
+        if not self.adaptors:
+            return (BACKBONE, self.encoder) if self.encoder.has_text else None
+        able = {name: head for name, head in self.adaptors.items() if head.has_text}
+        if wanted is not None and wanted not in self.adaptors:
+            raise UserError(f"{self.name} has no head {wanted!r}", expected="one of " + ", ".join(self.adaptors))
+        return next(((name, head) for name, head in able.items() if wanted in (None, name)), None)
+
+
+def everything(encoder: Encoder, images: Tensor) -> dict[str, Features]:
+    """One forward pass → the backbone's features, and every head's where there are heads."""
+    if hasattr(encoder, "everything"):
+        return encoder.everything(images)
+    with torch.no_grad():
+        return {BACKBONE: encoder(images)}
+
+
+def nearest_size(encoder: Encoder, wanted: Size | None) -> Size:
+    """The size that `encoder` takes nearest to `wanted` (None: its native one)."""
+    if wanted is None or not encoder.resolution_flexible:
+        return encoder.native_size
+    patch = encoder.patch_size
+    size = tuple(max(round(side / patch), 1) * patch for side in wanted)
+    encoder.check_size(size)
+    return size
+
+
+def open_models(specs: Sequence[str], device: torch.device | str = "cpu") -> list[Model]:
+    """Every model that the user named; those that share a name become repetitions of one."""
+    models = [open_model(spec, device) for spec in specs]
+    seen: Counter[str] = Counter()
+    for model in models:
+        model.replicate = seen[model.name]
+        seen[model.name] += 1
+    for model in models:
+        twin = next(other for other in models if other.identity == model.identity)
+        if twin is not model and twin.name == model.name:
+            raise UserError(
+                f"{twin.spec} and {model.spec} are the same model", expected="repetitions are trained from other seeds"
+            )
+    return models
+
+
+def open_model(spec: str, device: torch.device | str = "cpu") -> Model:
+    """One model, loaded; raises `UserError` for a form that is not known, or what the loader finds wrong."""
+    name, source = split_name(spec)
+    kind, separator, rest = source.partition(":")
+    if not separator:
+        kind, rest = "run", source
+    if kind not in OPENERS or not rest:
+        raise UserError(f"cannot read the model {spec!r}", expected=FORMS)
+    encoder = OPENERS[kind](rest, device)
+    heads = {head: encoder.adaptor(head) for head in encoder.adaptor_names} if hasattr(encoder, "adaptor_names") else {}
+    default = source.partition("?")[0] if kind == "teacher" else source.rstrip("/").rpartition("/")[2]
+    shown = {"run": encoder.name, "teacher": default, "untrained": "untrained", "sharpened": f"{encoder.name}"}
+    return Model(name=name or shown[kind], spec=spec, encoder=encoder, adaptors=heads)
+
+
+def split_name(spec: str) -> tuple[str | None, str]:
+    """`NAME=SPEC` → (NAME, SPEC); an `=` behind a colon, slash or question mark belongs to SPEC."""
+    head, separator, rest = spec.partition("=")
+    if separator and not set(head) & set(":/?\\"):
+        return head, rest
+    return None, spec
+
+
+def _open_run(path: str, device: torch.device | str) -> Encoder:
+    from teachers.radio_encoder import RadioEncoder
+
+    return RadioEncoder.load(path, device=device)
+
+
+def _open_untrained(path: str, device: torch.device | str) -> Encoder:
+    from teachers.radio_encoder import RadioEncoder
+
+    return RadioEncoder.untrained(path, seed=0, device=device)
+
+
+def _open_teacher(text: str, device: torch.device | str) -> Encoder:
+    from teachers.catalogue import build
+
+    name, _, query = text.partition("?")
+    options = {key: yaml.safe_load(value) for key, value in parse_qsl(query, keep_blank_values=True)}
+    weights = options.pop("weights", None)
+    return build(name, weights=None if weights is None else str(weights), device=device, **options)
+
+
+def _open_sharpened(path: str, device: torch.device | str) -> Encoder:
+    from featsharp.sharpener import open_sharpened
+
+    return open_sharpened(path, device=device)
+
+
+OPENERS = {"run": _open_run, "untrained": _open_untrained, "teacher": _open_teacher, "sharpened": _open_sharpened}
