@@ -1,8 +1,9 @@
 """The state of a run → a checkpoint folder that is either whole or not there, and back.
 
-A checkpoint is `checkpoints/step-N/`: DeepSpeed's files (weights, optimiser) under `engine/`, what the objective fixed
-before the first step in `teachers.safetensors`, and `state.json` (step, loader positions of every rank). It is written
-beside its place and renamed into it, and an older one is removed only after that.
+A checkpoint is `checkpoints/step-N/`: DeepSpeed's files (weights, optimiser) under `engine/`, the weights alone in
+`model.safetensors` (readable without DeepSpeed), what the objective fixed before the first step in
+`teachers.safetensors`, and `state.json` (step, loader positions of every rank). It is written beside its place and
+renamed into it, and an older one is removed only after that.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from torch import Tensor
 from radio_distill.engine import World
 from teachers.errors import UserError
 
-ENGINE = "engine"
+ENGINE, MODEL, TEACHERS, STATE = "engine", "model.safetensors", "teachers.safetensors", "state.json"
 
 
 def latest(run: Path) -> Path | None:
@@ -45,8 +48,13 @@ def save(
             temporary.mkdir(parents=True)
         world.barrier()
         engine.save_checkpoint(str(temporary), tag=ENGINE, save_latest=False)
+        with whole_parameters(engine):
+            if world.first:
+                _write_tensors(temporary / MODEL, engine.module.state_dict())
         if world.first:
-            _write_facts(temporary, tensors, facts)
+            _write_tensors(temporary / TEACHERS, tensors)
+            (temporary / STATE).write_text(json.dumps(facts))
+            _reach_disk(temporary)
         world.barrier()
         if world.first:
             os.replace(temporary, place)
@@ -58,19 +66,31 @@ def save(
     return place
 
 
-def _write_facts(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+def whole_parameters(engine: Any) -> AbstractContextManager:
+    """A context in which the engine's module holds all its weights: ZeRO 3 gathers what it had split. On all ranks."""
+    if engine.zero_optimization_stage() < 3:
+        return nullcontext()
+    from radio_distill.engine import quiet_deepspeed
+
+    return quiet_deepspeed().zero.GatheredParameters(list(engine.module.parameters()))
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
-        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, folder / "teachers.safetensors")
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
     except SafetensorError as error:
         raise OSError(str(error)) from error
-    (folder / "state.json").write_text(json.dumps(facts))
+
+
+def _reach_disk(folder: Path) -> None:
+    """A rename must not reach the disk before what it names."""
     for file in folder.rglob("*"):
         if file.is_file():
             with open(file, "rb") as handle:
-                os.fsync(handle.fileno())  # a rename must not reach the disk before what it names
+                os.fsync(handle.fileno())
 
 
 def _failed(run: Path, place: Path, temporary: Path, error: Exception) -> UserError:
@@ -92,7 +112,7 @@ def load(path: Path, engine: Any, world: World) -> tuple[dict[str, Any], dict[st
     from safetensors.torch import load_file
 
     try:
-        facts = json.loads((path / "state.json").read_text())
+        facts = json.loads((path / STATE).read_text())
         if facts["world"] != world.size and engine.zero_optimization_stage() > 0:
             raise UserError(
                 f"{path} was saved by {facts['world']} ranks and this run has {world.size}",
@@ -102,7 +122,7 @@ def load(path: Path, engine: Any, world: World) -> tuple[dict[str, Any], dict[st
         where, _ = engine.load_checkpoint(str(path), tag=ENGINE)
         if where is None:
             raise OSError("DeepSpeed found no weights in it")
-        return facts, load_file(path / "teachers.safetensors")
+        return facts, load_file(path / TEACHERS)
     except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
         raise UserError(
             f"the checkpoint {path} cannot be read: {str(error).splitlines()[0]}",

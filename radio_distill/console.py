@@ -24,15 +24,17 @@ class Console:
         if self._settled_at is None and step >= self._settled_step:
             self._settled_at = time.monotonic()
 
-    def line(self, step: int, losses: dict[str, float], rate: float, images: float, norm: float) -> None:
-        """`step 120/600  20%  loss 1.234  (parts)  lr 1.0e-03  380 img/s  eta 3m12s (Tue 18:40)`."""
+    def line(
+        self, step: int, loss: float, parts: dict[str, float], norm: float, rate: float, images_a_step: int
+    ) -> None:  # fmt: skip
+        """`step 120/600  20%  loss 1.234 (low 1.1, high 1.4)  norm 0.87  lr 1.0e-03  380 img/s  eta 3m12s (18:40)`."""
         width = len(str(self.total))
-        parts = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        inside = ", ".join(f"{name} {value:.3f}" for name, value in parts.items())
+        inside = f" ({inside})" if len(parts) > 1 else ""
         per_step = self._seconds_per_step(step)
-        eta = _eta((self.total - step) * per_step) if per_step else "eta ..."
-        speed = f"{images / per_step:.0f} img/s  " if per_step else ""
+        pace = f"{images_a_step / per_step:.0f} img/s  {_eta((self.total - step) * per_step)}" if per_step else "eta ..."
         share = f"{100 * step / self.total:3.0f}%"
-        self.say(f"step {step:>{width}}/{self.total} {share}  {parts}  norm {norm:.2f}  lr {rate:.1e}  {speed}{eta}")
+        self.say(f"step {step:>{width}}/{self.total} {share}  loss {loss:.3f}{inside}  norm {norm:.2f}  lr {rate:.1e}  {pace}")
 
     def _seconds_per_step(self, step: int) -> float | None:
         """Wall time a step since things settled: held-out losses, pictures and saves are in it, as in the rest."""

@@ -45,12 +45,15 @@ def series(records: list[dict[str, Any]], kind: str) -> dict[str, tuple[list[int
 
 
 class Journal:
-    """Appends records; each is on its way to the disk when `write` returns."""
+    """Appends records; each is on its way to the disk when `write` returns.
 
-    def __init__(self, run: Path, finished_steps: int):
+    `finished_steps` is those of the checkpoint that training goes on from, None where it begins.
+    """
+
+    def __init__(self, run: Path, finished_steps: int | None):
         self.path = run / NAME
         if self.path.exists():
-            self._rewind(finished_steps)
+            self._rewind(-1 if finished_steps is None else finished_steps)
         self._file = open(self.path, "a")
 
     def _rewind(self, finished_steps: int) -> None:

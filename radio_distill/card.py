@@ -1,0 +1,107 @@
+"""An exported student's config and journal → its model card (`README.md` beside the weights)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from radio_distill import journal
+from radio_distill.recipe import Recipe
+
+TEMPLATE = """\
+---
+library_name: radio-distill
+pipeline_tag: image-feature-extraction
+license: other
+tags: [vision, distillation, radio]
+---
+
+# {name}
+
+A ViT student ({width} wide, {depth} blocks, patch {patch}, {parameters:.1f} M parameters) that was distilled from
+{count} teachers by [radio-distill]. It answers with its own summary and patch features, and through a head a teacher
+with what that teacher would have said.
+
+## Use
+
+```python
+import torch
+student = torch.hub.load("PATH/TO/radio-distill", "student", "{folder}", source="local", adaptor_names={adaptors})
+out = student(images)                       # B×3×H×W in [0, 1]; H and W multiples of {patch}, at most {largest}
+summary, features = out["backbone"]         # B×{summary}, B×(H/{patch}·W/{patch})×{width}
+```
+
+It is at home at {size} pixels.
+
+## Teachers
+
+| head | encoder | weights | sharpened by | licence of the weights |
+|---|---|---|---|---|
+{teachers}
+
+A distilled student inherits what its teachers' licences ask.
+
+## Training
+
+{steps} optimiser steps of {images} images, recipe `{task}`, seed {seed}, radio-distill at commit {commit}.
+The run's `recipe.yaml` holds every option, its `journal.jsonl` every loss.
+
+## Measured
+
+{figures}
+
+## Limits
+
+It knows what its teachers knew about pictures like those it was trained on ({shards}); nothing here has been checked
+for fairness, nor for safety-critical use.
+"""
+
+
+def write_card(folder: Path, config: dict[str, Any], recipe: Recipe) -> None:
+    """Write README.md into the export `folder`."""
+    from radio_distill.run_folder import commit
+
+    spec = config["spec"]
+    rows = [
+        f"| {name} | {t['encoder']} | {t['weights'] or 'the catalogue’s'} | {t['sharpen']} | {t['licence']} |"
+        for name, t in config["teachers"].items()
+    ]
+    supervised = sum(head["summary"] is not None for head in spec["heads"].values())
+    parameters = _parameters(folder)
+    text = TEMPLATE.format(
+        name=recipe.folder.name, folder=f"{recipe.run}/export", adaptors=list(config["teachers"]), count=len(rows),
+        width=spec["width"], depth=spec["depth"], patch=spec["patch"], largest=spec["cpe_max"],
+        parameters=parameters / 1e6, summary=supervised * spec["width"], size="×".join(map(str, config["preferred_size"])),
+        teachers="\n".join(rows), steps=recipe.steps, images=sum(s.batch for s in recipe.streams.values()),
+        task=recipe.task, seed=recipe.seed, commit=commit(), figures=_figures(recipe),
+        shards="; ".join(str(stream.shards) for stream in recipe.streams.values()),
+    )  # fmt: skip
+    (folder / "README.md").write_text(text)
+
+
+def _parameters(folder: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        shapes = [file.get_slice(key).get_shape() for key in file.keys()]
+    total = 0
+    for shape in shapes:
+        count = 1
+        for side in shape:
+            count *= side
+        total += count
+    return total
+
+
+def _figures(recipe: Recipe) -> str:
+    """The last held-out figures of the run, as a table."""
+    records = [record for record in journal.read(recipe.folder) if record["kind"] == "heldout"]
+    if not records or not recipe.heldout:
+        return "No held-out pictures were named in the recipe."
+    last = records[-1]
+    rows = [f"| {key} | {value:.4f} |" for key, value in last.items() if "/" in key]
+    head = f"On {recipe.heldout.samples} held-out pictures (`{recipe.heldout.shards}`) after {last['step']} steps. "
+    meaning = "`feature_error` is the squared error of the features relative to the best constant, which scores 1.0; "
+    return "\n".join(
+        [head + meaning + "`summary_error` is 1 − cos.", "", "| stream / teacher / figure | value |", "|---|---|", *rows]
+    )

@@ -1,0 +1,295 @@
+"""A recipe and an objective → a finished run: the only training loop, whatever is trained.
+
+One optimiser step takes one batch from every stream. All randomness of a step is seeded from (seed, step, stream,
+rank), and every stream says after each batch where it stands: so weights, optimiser, a step number and those positions
+are the whole state, and a run that was killed goes on as if nothing had happened, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from radio_distill import checkpoint, curves
+from radio_distill.console import Console
+from radio_distill.engine import World, choose_precision, gradient_norm, start_engine
+from radio_distill.journal import Journal
+from radio_distill.mirrors import open_mirrors
+from radio_distill.recipe import Recipe, StreamConfig
+from radio_distill.schedule import learning_rate
+from radio_distill.shards import ShardStream, read_all
+from radio_distill.stopping import Stopper
+from radio_distill.views import Batch
+from radio_distill.visits import sources_of
+from teachers.errors import UserError
+from teachers.features import Size
+from teachers.seeding import seed_of, torch_rng
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PICTURED = 4  # images a PCA picture
+
+
+class Objective(Protocol):
+    """What is trained, and towards what; `DistillObjective` and `featsharp.task.SharpenObjective` are the two."""
+
+    model: nn.Module  # everything trainable, as one module
+
+    def sizes(self, stream: str, index: int) -> list[Size]:
+        """Image sizes that batch `index` of a stream must carry: deterministic, the same on all ranks."""
+
+    def prepare(self, batches: Callable[[], Iterable[Batch]], note: str) -> Mapping[str, Any]:
+        """Before the first step: fit what must be known of the teachers; `note` names the data for a cache."""
+
+    def param_groups(self, lr: float, weight_decay: float) -> list[dict]:
+        """The optimiser's groups; `lr_scale` in a group multiplies the schedule for it."""
+
+    def losses(
+        self, model: nn.Module, batch: Batch, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        """The loss of one batch and its parts by name; `model` is `self.model` inside the engine."""
+
+    def evaluate(self, batches: Iterable[Batch]) -> Mapping[str, float]:
+        """Label-free figures on held-out batches."""
+
+    def pictures(self, batch: Batch) -> Mapping[str, Image]:
+        """PCA pictures by name."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """What `prepare` fixed; saved with every checkpoint."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+    def artefact(self, folder: Path) -> None:
+        """Write what users load."""
+
+
+class Training:
+    """One run on one rank: the state that the loop carries, and its few verbs."""
+
+    def __init__(self, recipe: Recipe, objective: Objective, world: World):
+        self.recipe, self.objective, self.world, self.run = recipe, objective, world, recipe.folder
+        self.started_from = checkpoint.latest(self.run)
+        self.step = 0
+        self.positions: dict[str, Any] = {}  # this rank's, by stream, after the last batch taken
+        self._saved_positions: list[dict[str, Any]] = []  # every rank's, of the checkpoint resumed from
+        precision, why = choose_precision(recipe.precision, world.device)
+        groups = objective.param_groups(recipe.optim.lr, recipe.optim.weight_decay)
+        self.engine = start_engine(recipe, objective.model, groups, precision, world)
+        if self.started_from:
+            facts, tensors = checkpoint.load(self.started_from, self.engine, world)
+            objective.load_state(tensors)
+            self.step = facts["step"]
+            self._saved_positions = facts["positions"]
+        self.console = Console(world.first, recipe.steps, self.step)
+        self.console.say(self._first_line(precision, why))
+
+    def _first_line(self, precision: str, why: str) -> str:
+        ranks = f"{self.world.size} rank{'s' if self.world.size > 1 else ''} on {self.world.device.type}"
+        if self.started_from:
+            samples = sum(s.batch for s in self.recipe.streams.values()) * self.step * self.world.size
+            begin = f"resuming at step {self.step}, sample {samples} ({self.started_from})"
+        else:
+            begin = "starting from scratch (no checkpoint there yet)"
+        return f"run {self.run}: {begin}; {ranks}; {precision}: {why}"
+
+    # Data ---------------------------------------------------------------------------------------------------------
+
+    def stream(self, name: str, *, resume: bool, seed: int) -> ShardStream:
+        """Endless batches of one stream, from its start or from where the checkpoint left it."""
+        stream = ShardStream(
+            self.recipe.streams[name],
+            name=name,
+            seed=seed,
+            sizes=lambda index: self.objective.sizes(name, index),
+            rank=self.world.rank,
+            world=self.world.size,
+            position=[positions[name] for positions in self._saved_positions] if resume else None,
+        )
+        if stream.notice:
+            self.console.say(stream.notice)
+        return stream
+
+    def heldout(self, limit: int | None = None) -> Iterator[Batch]:
+        """The held-out pictures, once for every stream, at the sizes of that stream's first batch."""
+        config = self.recipe.heldout
+        for name in self.recipe.streams if config else ():
+            sizes = self.objective.sizes(name, 0)
+            for batch in read_all(config.shards, limit or config.samples, sizes, batch=config.batch):
+                batch.stream, batch.index = name, 0
+                yield batch
+
+    def prepare(self) -> None:
+        """Fit what the objective must know of its teachers; a resumed run has it from its checkpoint."""
+        if self.started_from:
+            return
+        config, first = self.recipe.statistics, next(iter(self.recipe.streams))
+        stream = self.recipe.streams[first]
+        crops = f"{stream.batch} {stream.scale} {stream.ratio} {stream.flip} {stream.min_side}"
+        note = f"{_data_note(stream)} {crops} seed {self.recipe.seed} ranks {self.world.size}"
+
+        def batches() -> Iterator[Batch]:
+            # A seed of its own: the statistics see other crops than the first steps do.
+            with self.stream(first, resume=False, seed=seed_of("statistics", self.recipe.seed)) as batches:
+                yield from itertools.islice(batches, config.batches)
+
+        facts = self.objective.prepare(batches, note)
+        self.console.say("teacher statistics: " + ", ".join(f"{key} {value:.4g}" for key, value in facts.items()))
+
+    # One step -----------------------------------------------------------------------------------------------------
+
+    def one_step(self, streams: Mapping[str, Iterator[Batch]], stopper: Stopper) -> tuple[dict[str, float], dict, bool]:
+        """One optimiser step → (journal fields averaged over ranks, unreadable samples, whether anybody must stop)."""
+        rate = learning_rate(self.recipe, self.step)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        self.engine.train()
+        logs: dict[str, Tensor] = {}
+        skipped: dict[str, list[str]] = {}
+        weights, waited = self._weights(), 0.0
+        for number, (name, stream) in enumerate(streams.items()):
+            before = time.perf_counter()
+            batch = next(stream)
+            waited += time.perf_counter() - before
+            self.positions[name] = batch.position
+            for shard, reasons in batch.skipped.items():
+                skipped.setdefault(shard, []).extend(reasons)
+            place = ("step", self.recipe.seed, self.step, name, self.world.rank)
+            torch.manual_seed(seed_of(*place))
+            total, parts = self.objective.losses(self.engine, batch, self.step, torch_rng(*place))
+            self.engine.backward(total * weights[name])
+            logs[f"{name}/loss"] = total.detach()
+            logs |= {f"{name}/{key}": torch.as_tensor(value) for key, value in parts.items()}
+            if number < len(streams) - 1:
+                self.engine.step()
+        norm = gradient_norm(self.engine)
+        self.engine.step()
+        # One collective carries the losses, the bad samples and the wish to stop.
+        numbers = torch.stack([v.detach().double().cpu().reshape(()) for v in logs.values()])
+        extra = torch.tensor([sum(map(len, skipped.values())), stopper.asked()], dtype=torch.float64)
+        summed = self.world.sum(torch.cat([numbers, extra])).cpu()
+        fields = {key: value / self.world.size for key, value in zip(logs, summed[:-2].tolist())}
+        self._check_finite(fields)
+        if summed[-2]:
+            everybody = self.world.gather(skipped)
+            skipped = {s: [r for one in everybody for r in one.get(s, [])] for one in everybody for s in one}
+        loss = sum(fields[f"{name}/loss"] * weights[name] for name in streams) / len(streams)
+        self.step += 1
+        return {"loss": loss, **fields, "lr": rate, "norm": norm, "wait": waited}, skipped, bool(summed[-1])
+
+    def _weights(self) -> dict[str, float]:
+        """What each stream's loss is multiplied by; DeepSpeed then takes the mean over streams and ranks."""
+        streams, reduce = self.recipe.streams, self.recipe.loss.reduce
+        if reduce == "stream_mean":
+            return dict.fromkeys(streams, 1.0)
+        shares = reduce if isinstance(reduce, dict) else {name: s.batch for name, s in streams.items()}
+        return {name: len(streams) * shares[name] / sum(shares.values()) for name in streams}
+
+    def _check_finite(self, fields: dict[str, float]) -> None:
+        bad = [key for key, value in fields.items() if value != value or value in (float("inf"), float("-inf"))]
+        if bad:
+            raise UserError(
+                f"step {self.step}: {', '.join(bad)} is not finite; the last checkpoint is untouched",
+                expected="finite losses",
+                todo="lower optim.lr, raise optim.warmup, or set precision=fp32 (in a new run=...)",
+            )
+
+    # Between steps ------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        positions = self.world.gather(self.positions)
+        facts = {"step": self.step, "world": self.world.size, "positions": positions}
+        checkpoint.save(
+            self.run, self.engine, self.step, dict(self.objective.state()), facts,
+            keep=self.recipe.output.keep, world=self.world,
+        )  # fmt: skip
+
+    def write_pictures(self) -> None:
+        if not (self.world.first and self.recipe.heldout):
+            return
+        folder = self.run / "pictures"
+        folder.mkdir(exist_ok=True)
+        for batch in self.heldout(limit=PICTURED):
+            for key, picture in self.objective.pictures(batch).items():
+                temporary = folder / f".{key}.tmp.png"
+                picture.save(temporary)
+                temporary.replace(folder / f"step-{self.step:08d}-{key}.png")
+
+
+def _data_note(stream: StreamConfig) -> str:
+    """A text that changes with the data: paths, and sizes of local files."""
+    paths = [path for source in sources_of(stream, "streams") for path in source.shards]
+    sizes = [os.path.getsize(path) if os.path.isfile(path) else None for path in paths]
+    return hashlib.sha256(repr((paths, sizes)).encode()).hexdigest()[:16]
+
+
+def train(recipe: Recipe, objective: Objective, world: World) -> bool:
+    """Train to the recipe's last step, or until asked to stop; True if the run is finished. All ranks call it."""
+    training = Training(recipe, objective, world)
+    training.prepare()
+    console, output = training.console, recipe.output
+    journal = Journal(training.run, training.step if training.started_from else None) if world.first else None
+    mirrors = open_mirrors(recipe, console.say) if world.first else []
+
+    def note(kind: str, **fields: Any) -> None:
+        if journal:
+            record = journal.write(kind, training.step, time=round(time.time(), 3), **fields)
+            for mirror in mirrors:
+                mirror(record)
+
+    def judge() -> None:
+        """Held-out figures, in the journal and on the console."""
+        figures = dict(objective.evaluate(training.heldout())) if recipe.heldout else {}
+        if figures:
+            note("heldout", **figures)
+            console.say(f"held out at step {training.step}: " + "  ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+
+    def due(every: int) -> bool:
+        return training.step == recipe.steps or (every > 0 and training.step % every == 0)
+
+    if training.step < recipe.steps and not training.started_from:
+        judge()
+    streams = {name: training.stream(name, resume=bool(training.started_from), seed=recipe.seed) for name in recipe.streams}
+    images = sum(stream.batch for stream in recipe.streams.values()) * world.size
+    stopping = False
+    with Stopper() as stopper:
+        while training.step < recipe.steps and not stopping:
+            begun = time.perf_counter()
+            fields, skipped, stopping = training.one_step(streams, stopper)
+            note("step", **fields, seconds=round(time.perf_counter() - begun, 4))
+            for shard, reasons in skipped.items():
+                note("skipped", shard=shard, count=len(reasons), reasons=reasons)
+                console.say(f"skipped {len(reasons)} of {shard}: {reasons[0]}")
+            console.tick(training.step)
+            if due(output.log):
+                by_stream = {name: fields[f"{name}/loss"] for name in recipe.streams}
+                console.line(training.step, fields["loss"], by_stream, fields["norm"], fields["lr"], images)
+            if due(output.heldout):
+                judge()
+            if due(output.pictures):
+                training.write_pictures()
+            if due(output.save) or stopping:
+                training.save()
+                if world.first:
+                    curves.draw(training.run)
+    for stream in streams.values():
+        stream.close()
+    finished = training.step == recipe.steps
+    with checkpoint.whole_parameters(training.engine):
+        if finished and world.first:
+            objective.artefact(training.run / "export")
+    if finished:
+        console.say(f"finished in {console.elapsed()}: {training.run / 'export'}")
+    else:
+        console.say(f"stopped ({stopper.reason or 'another rank was asked to'}) and saved at step {training.step}; the same command goes on")
+    world.barrier()
+    return finished

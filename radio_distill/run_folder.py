@@ -1,0 +1,114 @@
+"""A recipe → its run folder: what was asked for, by which code, on what; and whether a run may go on there."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from radio_distill import checkpoint
+from radio_distill.recipe import FREE_KEYS, Recipe
+from teachers.errors import UserError
+
+RECIPE, ENVIRONMENT, LOCK = "recipe.yaml", "environment.txt", ".lock"
+PACKAGES = ("torch", "torchvision", "deepspeed", "timm", "open_clip_torch", "webdataset", "safetensors", "numpy")
+
+
+@contextmanager
+def opened(recipe: Recipe) -> Iterator[Path]:
+    """The run folder, made or checked, and held against a second trainer while the context lasts (first rank only)."""
+    run = recipe.folder
+    if recipe.restart:
+        move_aside(run)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = open(run / LOCK, "w")
+    except OSError as error:
+        raise UserError(f"the run folder {run} cannot be written: {error.strerror}", todo="choose another: run=...") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in {run}", todo="wait for it, or choose another: run=...") from None
+        _check_same(recipe, run)
+        write_text(run / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        write_text(run / ENVIRONMENT, environment())
+        yield run
+
+
+def move_aside(run: Path) -> None:
+    """Rename an existing run folder out of the way; nothing of it is deleted."""
+    if run.exists():
+        os.replace(run, run.with_name(f"{run.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or none of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _check_same(recipe: Recipe, run: Path) -> None:
+    """A run goes on with the recipe that it was begun with, or not at all."""
+    if checkpoint.latest(run) is None or not (run / RECIPE).exists():
+        return  # nothing has been learnt here yet
+    before = _flat(yaml.safe_load((run / RECIPE).read_text()))
+    now = _flat(recipe.model_dump(mode="json"))
+    changed = [
+        f"  {key}: {before.get(key, '(not there)')} → {now.get(key, '(not there)')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key.split(".")[0] not in FREE_KEYS
+    ]
+    if changed:
+        raise UserError(
+            "\n".join([f"the run in {run} was begun with another recipe ({run / RECIPE}):", *changed]),
+            expected="the recipe that it was begun with; what was learnt would not be what the recipe says",
+            todo="undo the change, or train elsewhere with run=..., or add restart=true (the old run is moved aside)",
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for name, inner in value.items() for k, v in _flat(inner, f"{prefix}{name}.").items()}
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        return {k: v for i, inner in enumerate(value) for k, v in _flat(inner, f"{prefix}{i}.").items()}
+    return {prefix.rstrip("."): value}
+
+
+def environment() -> str:
+    """Commit, command, machine and versions: what else a figure depends on."""
+    rows = {
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": " ".join(sys.argv),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+    }
+    for name in PACKAGES:
+        try:
+            rows[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            rows[name] = "not installed"
+    return "".join(f"{key}: {value}\n" for key, value in rows.items())
+
+
+def commit() -> str:
+    """The commit of this code, `-dirty` where it has been changed since; `unknown` outside a checkout."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=10"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
