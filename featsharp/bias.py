@@ -10,16 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from teachers.features import Size
+
 
 class PositionBias(nn.Module):
-    """Adds a learned C×h×w table to maps in PHI-S space, resized where their grid is another: B×C×h×w → the same."""
+    """A learned C×h×w table in PHI-S space, resized for maps of another grid."""
 
-    def __init__(self, width: int, grid: tuple[int, int]):
+    def __init__(self, width: int, grid: Size):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(1, width, *grid))
 
-    def forward(self, x: Tensor) -> Tensor:
-        table = self.table
-        if table.shape[-2:] != x.shape[-2:]:
-            table = F.interpolate(table, size=x.shape[-2:], mode="bilinear", align_corners=False)
-        return x + table
+    def forward(self, x: Tensor, tiles: int = 1) -> Tensor:
+        """Add the table to B×C×H×W, or to each of the tiles×tiles maps of which it is stitched."""
+        table, grid = self.table, (x.shape[-2] // tiles, x.shape[-1] // tiles)
+        if table.shape[-2:] != grid:
+            table = F.interpolate(table, size=grid, mode="bilinear", align_corners=False)
+        return x + table.repeat(1, 1, tiles, tiles)

@@ -90,3 +90,8 @@ def draw_keep(config: DownsamplerConfig, shape: tuple[int, ...], factor: int, ge
 
 
 DOWNSAMPLERS = {"attention": AttentionDownsampler, "simple": SimpleDownsampler}
+
+
+def build_downsampler(config: DownsamplerConfig, width: int, factor: int) -> nn.Module:
+    """The downsampler that `config.kind` names, for maps of `width` channels."""
+    return DOWNSAMPLERS[config.kind](width, factor, config)

@@ -1,1 +1,19 @@
-"""One file an upsampler: a coarse map and the image it came from → a finer map."""
+"""The shelf of upsamplers: a name → how a teacher's map is enlarged. One file each, one line here."""
+
+from __future__ import annotations
+
+from featsharp.config import SharpenerConfig
+from featsharp.upsamplers.base import Upsampler
+from featsharp.upsamplers.bilinear import Bilinear
+from featsharp.upsamplers.featsharp import FeatSharp
+from featsharp.upsamplers.tile import Tile
+from teachers.errors import UserError
+
+UPSAMPLERS: dict[str, type[Upsampler]] = {"featsharp": FeatSharp, "tile": Tile, "bilinear": Bilinear}
+
+
+def build_upsampler(config: SharpenerConfig, width: int) -> Upsampler:
+    """The upsampler that `config.upsampler` names, for maps of `width` channels."""
+    if config.upsampler not in UPSAMPLERS:
+        raise UserError(f"unknown upsampler '{config.upsampler}'", expected="one of " + ", ".join(UPSAMPLERS))
+    return UPSAMPLERS[config.upsampler](width, config)

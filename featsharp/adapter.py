@@ -1,0 +1,122 @@
+"""The trained part of a sharpener: a teacher's raw maps and the image → a sharper raw map; kept as one small folder.
+
+Shapes: B images, C the teacher's width, h w its grid, f factor, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from featsharp.bias import PositionBias
+from featsharp.config import SharpenerConfig
+from featsharp.upsamplers import build_upsampler
+from teachers.errors import UserError
+from teachers.features import Encoder
+from teachers.phi_s import PhiS
+
+KIND, VERSION = "featsharp-adapter", 1
+WEIGHTS, CONFIG = "adapter.safetensors", "config.json"
+
+
+class Adapter(nn.Module):
+    """PHI-S normalisation, position bias and upsampler of one teacher. The teacher itself is not inside."""
+
+    def __init__(self, config: SharpenerConfig, encoder: Encoder):
+        super().__init__()
+        width = encoder.dims.spatial
+        self.phi_s = PhiS(width)
+        self.bias = PositionBias(width, encoder.grid(encoder.native_size)) if config.bias else None
+        self.upsampler = build_upsampler(config, width)
+
+    def forward(self, low: Tensor, tiles: Tensor | None, image: Tensor) -> Tensor:
+        """Maps in PHI-S space B×C×h×w, B×C×fh×fw (or None), image B×3×H×W in [0, 1] → B×C×fh×fw in PHI-S space."""
+        dtype = next(self.upsampler.parameters(), low).dtype
+        low, image = low.to(dtype), (4 * image - 2).to(dtype)  # about what the teachers' own whitening gives
+        tiles = None if tiles is None else tiles.to(dtype)
+        if self.bias is not None:
+            low = self.bias(low)
+            tiles = None if tiles is None else self.bias(tiles, self.upsampler.factor)
+        return self.upsampler(low, tiles, image)
+
+    def sharpen(self, low: Tensor, tiles: Tensor | None, image: Tensor) -> Tensor:
+        """The same from and to the teacher's space; fp32."""
+        tiles = None if tiles is None else self.phi_s(tiles)
+        return self.phi_s.inverse(self.forward(self.phi_s(low), tiles, image).float())
+
+
+def save(
+    adapter: Adapter, config: SharpenerConfig, encoder: Encoder, folder: Path | str, fidelity: Mapping[str, float] = {}
+) -> None:
+    """Write `folder`: the weights, and a config that names their teacher. Earlier files survive a failure."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "kind": KIND,
+        "version": VERSION,
+        "teacher": _describe(encoder),
+        "sharpener": config.model_dump(),
+        "fidelity": dict(fidelity),
+    }
+    weights, text = folder / f".{WEIGHTS}.{os.getpid()}", folder / f".{CONFIG}.{os.getpid()}"
+    save_file({key: value.detach().cpu().contiguous() for key, value in adapter.state_dict().items()}, weights)
+    text.write_text(json.dumps(about, indent=2) + "\n")
+    os.replace(weights, folder / WEIGHTS)
+    os.replace(text, folder / CONFIG)
+
+
+def load(folder: Path | str, encoder: Encoder) -> tuple[Adapter, SharpenerConfig]:
+    """The adapter kept in `folder`, on the CPU; `UserError` where it is damaged or belongs to another teacher."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    about = read_config(folder)
+    mine, its = _describe(encoder), about["teacher"]
+    meta = any(p.is_meta for p in encoder.parameters())  # a plan: no weights, so no identity to compare
+    differ = [key for key in ("width", "patch_size", *(() if meta else ("identity",))) if mine[key] != its[key]]
+    if differ:
+        raise UserError(
+            f"the sharpener in {folder} was trained for another teacher",
+            expected="{name} ({identity}, width {width}, patch {patch_size})".format(**its)
+            + "; this one is {name} ({identity}, width {width}, patch {patch_size})".format(**mine),
+            todo="take that teacher (weights and options), or train a sharpener for this one",
+        )
+    config = SharpenerConfig.model_validate(about["sharpener"])
+    adapter = Adapter(config, encoder)
+    try:
+        adapter.load_state_dict(load_file(folder / WEIGHTS))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise UserError(f"{folder / WEIGHTS} cannot be loaded: {error}", todo="write it again from its run") from error
+    return adapter, config
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The adapter's `config.json`: `teacher`, `sharpener`, `fidelity`."""
+    try:
+        about = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        expected = "the folder of a trained sharpener"
+        raise UserError(f"{folder / CONFIG} cannot be read: {error}", expected=expected) from None
+    if not isinstance(about, dict) or about.get("kind") != KIND or about.get("version") != VERSION:
+        expected = f"kind {KIND}, version {VERSION}"
+        raise UserError(f"{folder / CONFIG} is no sharpener of this version", expected=expected)
+    return about
+
+
+def _describe(encoder: Encoder) -> dict[str, Any]:
+    return {
+        "name": encoder.name,
+        "identity": encoder.identity,
+        "width": encoder.dims.spatial,
+        "patch_size": encoder.patch_size,
+        "native_size": list(encoder.native_size),
+        "licence": encoder.licence,
+    }

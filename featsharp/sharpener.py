@@ -1,0 +1,129 @@
+"""Wraps an encoder and what enlarges its map into one `Encoder` of a finer grid.
+
+Shapes: B images, f factor, R the encoder's native size, P its patch, C its width, h w its grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from featsharp import adapter as adapters
+from featsharp.adapter import Adapter
+from featsharp.config import SharpenerConfig
+from featsharp.tiles import look
+from teachers.errors import UserError
+from teachers.features import Encoder, Features, Size, identity_of
+
+UNTRAINED = ("bilinear", "tile")  # they have nothing to learn
+
+
+class Sharpener(Encoder):
+    """Images B×3×(f·R)×(f·R) → the encoder's summary of the whole, its map at f times the grid, in its own space.
+
+    The image is shrunk to R for the whole and, where the upsampler wants them, cut into f×f tiles of R: one encoder
+    call for all, or calls of `max_tiles_per_call` images. `patch_size` stays P: the grid grows as the image does.
+    """
+
+    def __init__(self, encoder: Encoder, config: SharpenerConfig, adapter: Adapter | None = None):
+        super().__init__()
+        self.config, self.factor = config, config.factor
+        self.encoder = encoder
+        self.adapter = adapter or Adapter(config, encoder)
+        self.name = f"{encoder.name} {config.upsampler} {config.factor}x"
+        self.patch_size, self.dims, self.licence = encoder.patch_size, encoder.dims, encoder.licence
+        self.native_size = (encoder.native_size[0] * self.factor, encoder.native_size[1] * self.factor)
+        self.resolution_flexible = encoder.resolution_flexible
+        self.eval().requires_grad_(False)
+
+    @property
+    def identity(self) -> str:
+        """Changes with the adapter's weights and with the encoder, not with how calls are chunked."""
+        settings = self.config.model_dump(include={"upsampler", "factor", "bias", "tile_position", "jbu", "fusion"})
+        return identity_of(self.adapter.state_dict(), self.encoder.identity, settings)
+
+    def train(self, mode: bool = True) -> Sharpener:
+        """Stay in eval mode, as every frozen encoder does."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Features:
+        self.check(images)
+        images = images.float()
+        needs_tiles = self.adapter.upsampler.needs_tiles
+        whole, tiles, _ = look(self.encoder, images, self.factor, needs_tiles, self.config.max_tiles_per_call)
+        return Features(whole.summary, self.adapter.sharpen(whole.spatial, tiles, images))
+
+    def grid(self, size: Size) -> Size:
+        h, w = self.encoder.grid(self._inner(size))
+        return h * self.factor, w * self.factor
+
+    def check_size(self, size: Size) -> None:
+        f = self.factor
+        if size[0] % f or size[1] % f:
+            raise UserError(
+                f"{self.name} cannot take images of {size[0]}×{size[1]}",
+                expected=f"multiples of {f}, because {f}×{f} tiles of it are looked at",
+            )
+        try:
+            self.encoder.check_size(self._inner(size))
+        except UserError as error:
+            raise UserError(
+                f"{self.name} cannot take images of {size[0]}×{size[1]}: {error.what}",
+                expected=f"{f} times this along each axis: {error.expected}",
+            ) from None
+
+    def _inner(self, size: Size) -> Size:
+        return size[0] // self.factor, size[1] // self.factor
+
+    @property
+    def has_text(self) -> bool:
+        return self.encoder.has_text
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        return self.encoder.encode_text(texts)
+
+    def save(self, folder: Path | str) -> None:
+        """Write the adapter (not the encoder): see `load`."""
+        adapters.save(self.adapter, self.config, self.encoder, folder)
+
+
+def load(folder: Path | str, encoder: Encoder) -> Sharpener:
+    """The sharpener kept in `folder`, around `encoder`, which must be the teacher it was trained for."""
+    adapter, config = adapters.load(folder, encoder)
+    return Sharpener(encoder, config, adapter)
+
+
+def build(spec: str | Path, encoder: Encoder, factor: int = 2, device: torch.device | str = "cpu") -> Sharpener:
+    """`encoder` with a finer map: `spec` is "bilinear", "tile", or the folder of a trained sharpener or of its run.
+
+    `factor` is for the first two; a trained one knows its own. Raises `UserError` where there is no such sharpener.
+    """
+    if spec in UNTRAINED:
+        return Sharpener(encoder, SharpenerConfig(upsampler=str(spec), factor=factor, bias=False)).to(device)
+    return load(find(spec), encoder).to(device)
+
+
+def find(spec: str | Path) -> Path:
+    """The folder of the adapter that `spec` means: itself, or `export/` in a run folder."""
+    for folder in (Path(spec) / "export", Path(spec)):
+        if (folder / adapters.CONFIG).is_file() and (folder / adapters.WEIGHTS).is_file():
+            return folder
+    raise UserError(
+        f"no trained sharpener in {spec}",
+        expected="the run folder of a finished `task: sharpen`, or one of " + ", ".join(UNTRAINED),
+        todo=f"deepspeed radio_distill/train.py recipes/featsharp/TEACHER.yaml run={spec}",
+    )
+
+
+def missing(spec: str | Path) -> str | None:
+    """None where `build` would find its sharpener, else the text that says how to get it."""
+    try:
+        if spec not in UNTRAINED:
+            find(spec)
+    except UserError as error:
+        return str(error)
+    return None

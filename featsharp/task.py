@@ -1,0 +1,140 @@
+"""Trains a sharpener: batches of images → the losses by which views of an image must agree (`task: sharpen`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from featsharp import adapter as adapters
+from featsharp.config import SharpenerConfig
+from featsharp.consistency import Consistency, Sight
+from featsharp.downsample import draw_keep
+from featsharp.multiview import draw_views, sample_view
+from featsharp.tiles import in_chunks, look, shrink
+from teachers.features import Encoder, Size
+from teachers.phi_s import Moments, cached_moments, fit
+from teachers.seeding import seeded
+
+
+
+class Batch(Protocol):
+    """What the objective uses of the trainer's batches."""
+
+    images: Mapping[Size, Tensor]
+
+    def float(self, size: Size) -> Tensor: ...
+
+
+class SharpenObjective:
+    """A sharpener for one frozen teacher, and how well it predicts what the teacher says of other views."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        config: SharpenerConfig,
+        *,
+        seed: int = 0,
+        statistics_batches: int = 100,
+        cache: Path | str = "~/.cache/radio-distill/statistics",
+        device: torch.device | str = "cpu",
+        precision: Callable[[], AbstractContextManager] = nullcontext,
+        say: Callable[[str], None] = print,
+    ):
+        self.encoder, self.config, self.seed, self.device = encoder, config, seed, torch.device(device)
+        self.statistics_batches, self.cache = statistics_batches, Path(cache).expanduser()
+        self.precision, self.say = precision, say
+        with seeded("sharpener", seed):
+            self.model: nn.Module = Consistency(config, encoder).to(self.device)
+        self.view_size = tuple(n * config.factor for n in encoder.native_size)
+        self.image_size = tuple(round(n * config.views.source_scale) for n in self.view_size)
+        encoder.check_size(encoder.native_size)
+        self.fidelity: dict[str, float] = {}
+
+    # What the loop asks for (radio_distill/loop.py, `Objective`) --------------------------------------------------
+
+    def sizes(self, stream: str, index: int) -> list[Size]:
+        """One size, from which all views are cut."""
+        return [self.image_size]
+
+    def prepare(self, batches: Callable[[], Iterable[Batch]], note: str) -> dict[str, Any]:
+        """Fit the teacher's PHI-S statistics, or take them from the cache."""
+
+        def see() -> Moments:
+            moments = Moments(self.encoder.dims.spatial, device=self.device)
+            for batch in batches():
+                images = shrink(batch.float(self.image_size).to(self.device), self.encoder.native_size)
+                with torch.no_grad(), self.precision():
+                    moments.update(in_chunks(self.encoder, images, self.config.max_tiles_per_call).spatial)
+            moments.all_reduce()
+            return moments
+
+        note = f"{note} at {self.image_size}"
+        moments = cached_moments(self.cache, self.encoder.identity, note, self.statistics_batches, see, self.say)
+        self.model.adapter.phi_s.load_state_dict(fit(moments).state_dict())
+        return {f"alpha {self.encoder.name}": self.model.adapter.phi_s.alpha.item()}
+
+    def param_groups(self, lr: float, weight_decay: float) -> list[dict]:
+        """The JBU and the uncertainty learn at rates of their own; only matrices of the rest decay."""
+        scales = {"jbu": self.config.lr_scale.jbu, "uncertainty": self.config.lr_scale.uncertainty}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            part = next((part for part in scales if part in name.split(".")), None)
+            decay = weight_decay if part is None and name.endswith(".weight") and parameter.ndim > 1 else 0.0
+            groups.setdefault((scales.get(part, 1.0), decay), []).append(parameter)
+        return [
+            {"params": params, "lr": lr * scale, "lr_scale": scale, "weight_decay": decay}
+            for (scale, decay), params in groups.items()
+        ]
+
+    def losses(
+        self, model: nn.Module, batch: Batch, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """How far the views of a batch disagree; `mse` is what the uncertainty and the seams weigh, unweighted."""
+        sight = self.see(batch.float(self.image_size).to(self.device), generator, drop=True)
+        total, logs = model(sight)
+        return total, {f"{self.encoder.name}/{key}": value for key, value in logs.items()}
+
+    @torch.no_grad()
+    def see(self, images: Tensor, generator: torch.Generator, drop: bool = False) -> Sight:
+        """Draw views of images B×3×image_size in [0, 1] and show them to the teacher: the base view whole and in
+        tiles, and the jittered views, in one call."""
+        config, b = self.config, len(images)
+        views = draw_views(config.views, b, self.view_size, generator)
+        grid = self.encoder.grid(self.encoder.native_size)
+        keep = None
+        if drop and config.downsampler.kind == "attention" and config.downsampler.drop:
+            shape = (config.views.jitters, b, *grid)
+            keep = draw_keep(config.downsampler, shape, config.factor, generator).to(self.device)
+        to_base, base = views.jitters.to(self.device), views.base.to(self.device)
+        image = sample_view(images, base, self.view_size)
+        others = [
+            shrink(sample_view(images, base @ jitter, self.view_size), self.encoder.native_size) for jitter in to_base
+        ]
+        with self.precision():
+            whole, tiles, seen = look(
+                self.encoder,
+                image,
+                config.factor,
+                self.model.adapter.upsampler.needs_tiles,
+                config.max_tiles_per_call,
+                torch.cat(others),
+            )
+        phi_s = self.model.adapter.phi_s
+        tiles = None if tiles is None else phi_s(tiles)
+        return Sight(image, phi_s(whole.spatial), tiles, phi_s(seen).unflatten(0, (-1, b)), to_base, keep)
+
+    def state(self) -> dict[str, Tensor]:
+        """The teacher's statistics are buffers of the model, but no parameter: the loop saves them on their own."""
+        return {f"phi_s.{key}": value for key, value in self.model.adapter.phi_s.state_dict().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.model.adapter.phi_s.load_state_dict({key.removeprefix("phi_s."): value for key, value in state.items()})
+
+    def artefact(self, folder: Path) -> None:
+        """The adapter: what `featsharp.sharpener.build` and a recipe's `sharpen:` load."""
+        adapters.save(self.model.adapter, self.config, self.encoder, folder, self.fidelity)
