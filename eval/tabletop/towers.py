@@ -1,0 +1,261 @@
+"""Rendered scenes and their captions → two tiny open_clip teachers (a CLIP and a SigLIP), trained and measured here.
+
+The models are open_clip's classes under open_clip's losses; each is saved as `open_clip_config.json` (open_clip's hub
+layout, plus the words of its tokenizer, its licence and its scores) beside `model.safetensors` (fp16).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eval.tabletop.captions import class_prompts, vocabulary
+from eval.tabletop.kinds import KINDS
+from teachers.seeding import numpy_rng
+from teachers.words import WordTokenizer
+
+CONTEXT = 24
+_WORDS = vocabulary()
+_TEXT = {"context_length": CONTEXT, "vocab_size": len(_WORDS) + 4, "width": 128, "heads": 4, "layers": 2}
+
+CONFIGS = {
+    "tabletop_clip": {
+        "model_cfg": {
+            "embed_dim": 128,
+            "quick_gelu": True,
+            "vision_cfg": {
+                "image_size": 64, "patch_size": 8, "width": 128, "layers": 4, "head_width": 32, "mlp_ratio": 3.5,
+            },
+            "text_cfg": _TEXT,
+        },
+        "preprocess_cfg": {
+            "size": [64, 64],
+            "mean": [0.48145466, 0.4578275, 0.40821073],
+            "std": [0.26862954, 0.26130258, 0.27577711],
+            "interpolation": "bicubic",
+            "resize_mode": "squash",
+        },
+    },
+    "tabletop_siglip": {
+        "model_cfg": {
+            "embed_dim": 128,
+            "init_logit_bias": -10,
+            "init_logit_scale": math.log(10),
+            "custom_text": True,
+            "vision_cfg": {
+                "image_size": 56, "timm_model_name": "vit_tabletop_patch7_56", "timm_model_pretrained": False,
+                "timm_pool": "map", "timm_proj": "none",
+            },
+            "text_cfg": {
+                **_TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6},
+            },
+        },
+        "preprocess_cfg": {
+            "size": [56, 56],
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "interpolation": "bicubic",
+            "resize_mode": "squash",
+        },
+    },
+}  # fmt: skip
+
+
+def build(config: dict) -> nn.Module:
+    """An untrained open_clip model of that config."""
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    import teachers.tabletop_trunk  # noqa: F401  (registers the timm trunk)
+
+    shape = dict(config["model_cfg"])
+    return (CustomTextCLIP if shape.pop("custom_text", False) else CLIP)(**shape)
+
+
+def load(folder: Path) -> tuple[nn.Module, dict]:
+    """A saved tower in fp32, ready to encode, and its config."""
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    model = build(config)
+    model.load_state_dict({key: value.float() for key, value in load_file(folder / "model.safetensors").items()})
+    return model.eval(), config
+
+
+def save(model: nn.Module, config: dict, folder: Path) -> None:
+    """Write a tower (fp16) and its config, each whole or not at all."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().half().contiguous() for key, value in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors.part")
+    (folder / "open_clip_config.json.part").write_text(json.dumps(config, indent=1) + "\n")
+    for name in ("model.safetensors", "open_clip_config.json"):
+        os.replace(folder / f"{name}.part", folder / name)
+
+
+def whiten(images: Tensor, config: dict) -> Tensor:
+    """B×3×H×W in [0, 1] → as the tower wants it."""
+    mean, std = (torch.tensor(config["preprocess_cfg"][key]).view(3, 1, 1) for key in ("mean", "std"))
+    return (images - mean) / std
+
+
+def crops(images: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+    """B×3×H×W uint8 → B×3×size×size in [0, 1]: a random half to all of each picture, its light varied a little."""
+    side = images.shape[-1]
+    out = torch.empty(len(images), 3, size, size)
+    for i, image in enumerate(images):
+        area, aspect = rng.uniform(0.5, 1.0), np.exp(rng.uniform(-0.2, 0.2))
+        height, width = (int(min(side, round(side * math.sqrt(area * a)))) for a in (aspect, 1 / aspect))
+        top, left = rng.integers(side - height + 1), rng.integers(side - width + 1)
+        window = image[None, :, top : top + height, left : left + width].float()
+        out[i] = F.interpolate(window, size=(size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+    gain = torch.from_numpy(rng.uniform(0.85, 1.15, (len(images), 1, 1, 1)).astype(np.float32))
+    return (out * gain / 255).clamp(0, 1)
+
+
+def train(name: str, images: np.ndarray, captions: list[list[str]], *, steps: int, batch: int, lr: float, seed: int):
+    """Train one tower on N×128×128×3 uint8 pictures and their captions; returns (model, config)."""
+    from open_clip.loss import ClipLoss, SigLipLoss
+    from rich.progress import track
+
+    config = CONFIGS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(config).train()
+    tokenize = WordTokenizer(_WORDS, CONTEXT)
+    tokens = [tokenize(texts) for texts in captions]
+    siglip = "init_logit_bias" in config["model_cfg"]
+    loss_of = SigLipLoss() if siglip else ClipLoss()
+    decay = [p for p in model.parameters() if p.ndim >= 2]
+    rest = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+    size = config["preprocess_cfg"]["size"][0]
+    order, running = np.empty(0, np.int64), 0.0
+    for step in track(range(steps), description=name):
+        rng = numpy_rng("tabletop towers", name, seed, step)
+        if len(order) < batch:
+            order = rng.permutation(len(images))
+        chosen, order = np.sort(order[:batch]), order[batch:]
+        pictures = torch.from_numpy(np.ascontiguousarray(images[chosen])).permute(0, 3, 1, 2)
+        # Half of the captions are the fullest one: it tells the scenes apart best.
+        picks = [0 if rng.random() < 0.5 else int(rng.integers(len(tokens[i]))) for i in chosen]
+        texts = torch.stack([tokens[i][pick] for i, pick in zip(chosen, picks)])
+        for group in optimiser.param_groups:
+            group["lr"] = lr * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-6
+        with torch.autocast("cpu", torch.bfloat16):
+            seen = model.encode_image(whiten(crops(pictures, size, rng), config))
+            read = model.encode_text(texts)
+        seen, read = F.normalize(seen.float(), dim=-1), F.normalize(read.float(), dim=-1)
+        extra = {"logit_bias": model.logit_bias} if siglip else {}
+        loss = loss_of(seen, read, logit_scale=model.logit_scale.exp(), **extra)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+        running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
+        if step % 100 == 99:
+            print(f"{name} step {step + 1}/{steps} loss {running:.3f}", flush=True)
+    return model, config
+
+
+@torch.inference_mode()
+def embed_images(model: nn.Module, config: dict, images: np.ndarray) -> Tensor:
+    """Whole pictures `N×H×W×3` uint8, resized antialiased → unit embeddings `N×D`."""
+    size = config["preprocess_cfg"]["size"]
+    out = []
+    for start in range(0, len(images), 200):
+        pictures = torch.from_numpy(np.ascontiguousarray(images[start : start + 200])).permute(0, 3, 1, 2).float() / 255
+        pictures = F.interpolate(pictures, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        out.append(model.encode_image(whiten(pictures, config), normalize=True))
+    return torch.cat(out)
+
+
+@torch.inference_mode()
+def embed_texts(model: nn.Module, config: dict, texts: list[str]) -> Tensor:
+    """Texts → unit embeddings `N×D`."""
+    tokenize = WordTokenizer(config["words"], config["model_cfg"]["text_cfg"]["context_length"])
+    return model.encode_text(tokenize(texts), normalize=True)
+
+
+def zero_shot(model: nn.Module, config: dict, images: np.ndarray, labels: np.ndarray) -> float:
+    """Share of pictures whose main thing's kind is the best of KINDS by its prompts' mean embedding."""
+    prompts = class_prompts()
+    means = [embed_texts(model, config, prompts[kind]).mean(0) for kind in KINDS]
+    guess = (embed_images(model, config, images) @ F.normalize(torch.stack(means), dim=-1).T).argmax(1)
+    return float((guess.numpy() == labels).mean())
+
+
+def recall_at_1(model: nn.Module, config: dict, images: np.ndarray, captions: list[str]) -> tuple[float, float]:
+    """Image → text and text → image R@1, caption i belonging to picture i."""
+    scores = embed_images(model, config, images) @ embed_texts(model, config, captions).T
+    own = torch.arange(len(scores))
+    return tuple(float((scores.argmax(axis) == own).float().mean()) for axis in (1, 0))
+
+
+def measure(folder: Path, seed: int, scenes: int, retrieval: int, workers: int) -> dict:
+    """The saved tower's scores on held-out scenes: zero-shot kind accuracy over all, R@1 over the first `retrieval`."""
+    from eval.tabletop.shards import collect
+
+    model, config = load(folder)
+    images, captions, labels = collect(seed, "held-out", scenes, workers=workers)
+    first = [texts[0] for texts in captions[:retrieval]]
+    to_text, to_image = recall_at_1(model, config, images[:retrieval], first)
+    return {
+        "zero_shot_kind_accuracy": round(zero_shot(model, config, images, labels), 4),
+        "zero_shot_scenes": scenes,
+        "zero_shot_chance": 1 / len(KINDS),
+        "image_to_text_recall_at_1": round(to_text, 4),
+        "text_to_image_recall_at_1": round(to_image, 4),
+        "retrieval_captions": retrieval,
+        "retrieval_chance": 1 / retrieval,
+        "split": "held-out",
+        "seed": seed,
+    }
+
+
+def make(
+    out: Path,
+    names: list[str],
+    *,
+    scenes: int,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    held_out: int,
+    workers: int,
+) -> dict[str, dict]:
+    """Render, train, save and measure towers; returns name → scores (they also stand in each config)."""
+    from eval.tabletop.shards import collect
+
+    images, captions, _ = collect(seed, "train", scenes, workers=workers)
+    results = {}
+    for name in names:
+        start = time.perf_counter()
+        model, config = train(name, images, captions, steps=steps, batch=batch, lr=lr, seed=seed)
+        minutes = (time.perf_counter() - start) / 60
+        config = {**config, "words": _WORDS, "licence": "Apache-2.0"}
+        save(model, config, out / name)
+        scores = measure(out / name, seed, held_out, min(200, held_out), workers)
+        short = name.removeprefix("tabletop_")
+        scores["command"] = (
+            f"python -m eval.tabletop teachers --only {short} --scenes {scenes} --steps {steps} --batch {batch}"
+            f" --lr {lr:g} --seed {seed} --held-out {held_out}"
+        )
+        scores["date"] = date.today().isoformat()
+        scores |= {"training_minutes": round(minutes, 1), "threads": torch.get_num_threads()}
+        save(model, {**config, "scores": scores}, out / name)
+        results[name] = scores
+    return results
