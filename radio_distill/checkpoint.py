@@ -26,11 +26,12 @@ ENGINE, MODEL, TEACHERS, STATE = "engine", "model.safetensors", "teachers.safete
 
 def latest(run: Path) -> Path | None:
     """The newest whole checkpoint of a run."""
-    found = sorted((run / "checkpoints").glob("step-*"), key=_step)
+    found = sorted((run / "checkpoints").glob("step-*"), key=step_of)
     return found[-1] if found else None
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The finished steps of a checkpoint folder."""
     return int(path.name.removeprefix("step-"))
 
 
@@ -58,7 +59,7 @@ def save(
         world.barrier()
         if world.first:
             os.replace(temporary, place)
-            for old in sorted(place.parent.glob("step-*"), key=_step)[:-keep]:
+            for old in sorted(place.parent.glob("step-*"), key=step_of)[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
         raise _failed(run, place, temporary, error) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 SETTLE = 5  # first steps compile, allocate and open files: no measure of the rest
@@ -35,6 +36,15 @@ class Console:
         pace = f"{images_a_step / per_step:.0f} img/s  {_eta((self.total - step) * per_step)}" if per_step else "eta ..."
         share = f"{100 * step / self.total:3.0f}%"
         self.say(f"step {step:>{width}}/{self.total} {share}  loss {loss:.3f}{inside}  norm {norm:.2f}  lr {rate:.1e}  {pace}")
+
+    def figures(self, title: str, figures: Mapping[str, float]) -> None:
+        """Figures named `where/what`, a line for each `what`."""
+        lines: dict[str, list[str]] = {}
+        for key, value in figures.items():
+            where, _, what = key.rpartition("/")
+            lines.setdefault(what, []).append(f"{where} {value:.3f}".strip())
+        for what, parts in lines.items():
+            self.say(f"{title}: {what}  " + "  ".join(parts))
 
     def _seconds_per_step(self, step: int) -> float | None:
         """Wall time a step since things settled: held-out losses, pictures and saves are in it, as in the rest."""

@@ -102,6 +102,12 @@ def keys(model: type[pydantic.BaseModel], prefix: str = "") -> Iterator[tuple[st
             yield from keys(inner, path + ".")
 
 
+def type_name(kind: str) -> str:
+    """An annotation as `--help` shows it: the outer type alone where it is long."""
+    kind = kind.replace("Optional[Annotated[int, FieldInfo(annotation=NoneType, required=True", "int | None [")
+    return kind.split("[Annotated")[0].split(" [")[0].replace("Literal[", "").replace("']", "'").replace("Union[", "")
+
+
 def _explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel], source: str) -> str:
     # A union reports one error a branch: the shortest key path says it once.
     rows: dict[str, str] = {}

@@ -24,6 +24,7 @@ from radio_distill.engine import World, choose_precision, gradient_norm, start_e
 from radio_distill.journal import Journal
 from radio_distill.mirrors import open_mirrors
 from radio_distill.recipe import Recipe, StreamConfig
+from radio_distill.run_folder import EXPORT
 from radio_distill.schedule import learning_rate
 from radio_distill.shards import ShardStream, read_all
 from radio_distill.stopping import Stopper
@@ -251,7 +252,7 @@ def train(recipe: Recipe, objective: Objective, world: World) -> bool:
         figures = dict(objective.evaluate(training.heldout())) if recipe.heldout else {}
         if figures:
             note("heldout", **figures)
-            console.say(f"held out at step {training.step}: " + "  ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+            console.figures(f"held out at step {training.step}", figures)
 
     def due(every: int) -> bool:
         return training.step == recipe.steps or (every > 0 and training.step % every == 0)
@@ -286,7 +287,7 @@ def train(recipe: Recipe, objective: Objective, world: World) -> bool:
     finished = training.step == recipe.steps
     with checkpoint.whole_parameters(training.engine):
         if finished and world.first:
-            objective.artefact(training.run / "export")
+            objective.artefact(training.run / EXPORT)
     if finished:
         console.say(f"finished in {console.elapsed()}: {training.run / 'export'}")
     else:

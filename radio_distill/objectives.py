@@ -14,9 +14,26 @@ def build_objective(recipe: Recipe, world: World) -> Objective:
     if wanted == "auto" and world.device.type == "cpu":
         wanted = "fp32"
     precision = autocast(choose_precision(wanted, world.device)[0], world.device)
-    say = print if world.first else (lambda text: None)
+    say = print if world.first else _silent
     if recipe.task == "distill":
         from radio_distill.distill import DistillObjective
 
         return DistillObjective(recipe, world.device, precision, say)
-    raise NotImplementedError
+    from featsharp.task import SharpenObjective
+    from radio_distill.targets import load_teacher
+
+    [(name, teacher)] = recipe.teachers.items()
+    return SharpenObjective(
+        load_teacher(name, teacher, world.device).base,
+        recipe.sharpener,
+        seed=recipe.seed,
+        statistics_batches=recipe.statistics.batches,
+        cache=recipe.statistics.cache,
+        device=world.device,
+        precision=precision,
+        say=say,
+    )
+
+
+def _silent(text: str) -> None:
+    """What the other ranks say."""

@@ -20,7 +20,7 @@ from radio_distill import checkpoint
 from radio_distill.recipe import FREE_KEYS, Recipe
 from teachers.errors import UserError
 
-RECIPE, ENVIRONMENT, LOCK = "recipe.yaml", "environment.txt", ".lock"
+RECIPE, ENVIRONMENT, LOCK, EXPORT = "recipe.yaml", "environment.txt", ".lock", "export"
 PACKAGES = ("torch", "torchvision", "deepspeed", "timm", "open_clip_torch", "webdataset", "safetensors", "numpy")
 
 
@@ -44,6 +44,15 @@ def opened(recipe: Recipe) -> Iterator[Path]:
         write_text(run / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
         write_text(run / ENVIRONMENT, environment())
         yield run
+
+
+def finished(recipe: Recipe) -> bool:
+    """Whether this very recipe has been trained to its end there; `UserError` where another one was begun."""
+    newest = checkpoint.latest(recipe.folder)
+    if recipe.restart or newest is None:
+        return False
+    _check_same(recipe, recipe.folder)
+    return checkpoint.step_of(newest) >= recipe.steps and (recipe.folder / EXPORT).is_dir()
 
 
 def move_aside(run: Path) -> None:

@@ -182,6 +182,6 @@ def read_all(
 
 
 if __name__ == "__main__":
-    from radio_distill.pack import main
+    from radio_distill.shard_commands import main
 
     raise SystemExit(main())

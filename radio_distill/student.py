@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
 from radio_distill.recipe import StudentConfig
 from teachers.features import Dims
 from teachers.radio import HeadSpec, RadioModel, RadioSpec
-from teachers.seeding import seed_of
+from teachers.seeding import seeded
 
 # Tokens and positions are no matrices: decaying them pulls what is learnt about places towards nothing.
 UNDECAYED = ("pos_embed", "tokens")
@@ -38,8 +37,7 @@ def student_spec(config: StudentConfig, teachers: Mapping[str, Dims]) -> RadioSp
 
 def build_student(config: StudentConfig, teachers: Mapping[str, Dims], seed: int) -> RadioModel:
     """A freshly initialised student, the same on every rank."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("student", seed))
+    with seeded("student", seed):
         return RadioModel(student_spec(config, teachers))
 
 

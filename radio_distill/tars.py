@@ -108,7 +108,8 @@ def _missing(pattern: str, missing: list[str], total: int, where: str) -> UserEr
         what = f"{where}: {len(missing)} of the {total} shards of '{pattern}' are missing; the first is {first}"
     else:
         what = f"{where}: there is no shard '{first}'"
-    return UserError(what, expected=f"tar files; the nearest folder, {folder}, holds {holds}", todo=HOW_TO_MAKE)
+    todo = f'shards: "{folder}/*.tar"   (those)\n        or {HOW_TO_MAKE}' if tars else HOW_TO_MAKE
+    return UserError(what, expected=f"tar files; the nearest folder, {folder}, holds {holds}", todo=todo)
 
 
 def read(shard: str, start: int = 0, part: int = 0, parts: int = 1) -> Iterator[Item]:

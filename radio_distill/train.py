@@ -68,11 +68,15 @@ def start(options: argparse.Namespace) -> int:
         from radio_distill.plan import print_plan
 
         return print_plan(recipe, str(documents.find_document(options.recipe)))
+    from radio_distill import run_folder
     from radio_distill.plan import check_inputs
 
+    if run_folder.finished(recipe):
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"run {recipe.run} is finished: {recipe.folder / run_folder.EXPORT}   (restart=true begins it anew)")
+        return 0
     check_inputs(recipe)
 
-    from radio_distill import run_folder
     from radio_distill.engine import join_world, leave_world
     from radio_distill.loop import train
     from radio_distill.objectives import build_objective

@@ -106,15 +106,60 @@ def _largest(size: Size, aspect: float) -> Size:
     return min(height, max(1, round(width / aspect))), min(width, max(1, round(height * aspect)))
 
 
+def open_picture(data: bytes) -> tuple[Image.Image, Size]:
+    """An encoded picture, its header read and its pixels not yet, and its size when upright; or `BadPicture`."""
+    from PIL import Image
+
+    try:
+        picture = Image.open(io.BytesIO(data))
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+        raise _undecodable(error) from error
+    width, height = picture.size if orientation(picture) < 5 else picture.size[::-1]
+    if width * height > MAX_PIXELS:
+        raise BadPicture(f"has {width}×{height} pixels, more than a picture may have ({MAX_PIXELS})")
+    return picture, (height, width)
+
+
+def load(picture: Image.Image) -> Image.Image:
+    """Decode the pixels of an opened picture and turn it upright; or `BadPicture`."""
+    from PIL import ImageOps
+
+    try:
+        picture.load()
+        return ImageOps.exif_transpose(picture) if orientation(picture) != 1 else picture
+    except Exception as error:
+        raise _undecodable(error) from error
+
+
+def _undecodable(error: Exception) -> BadPicture:
+    # Pillow's own words for "no plugin knows this" name an object's address
+    text = "is not a picture" if "cannot identify image" in str(error) else " ".join(str(error).split())
+    return BadPicture(f"cannot be decoded: {text or type(error).__name__}")
+
+
+def orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where there is none; 5 to 8 swap height and width."""
+    try:
+        value = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a picture whose metadata alone is damaged is still a good picture
+        return 1
+    return value if value in range(1, 9) else 1
+
+
 def render(data: bytes, choose: Callable[[Size], Crop], out: dict[Size, Tensor], row: int, min_side: int = 0) -> None:
     """Decode a picture once and write the crop that `choose` takes of its size into `out[size][row]` for every size.
 
     Raises `BadPicture` or `TooSmall`.
     """
-    largest = max(out, key=lambda size: size[0] * size[1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow tells of odd metadata on the console, once a picture
-        pixels, crop = _decode(data, choose, largest, min_side)
+        picture, declared = open_picture(data)
+        if min(declared) < min_side:
+            raise TooSmall(f"{declared[1]}×{declared[0]}")
+        crop = choose(declared)
+        _shrink_on_load(picture, min(min(crop.height / height, crop.width / width) for height, width in out))
+        pixels = torch.from_numpy(np.array(to_rgb(load(picture)))).permute(2, 0, 1)
+    crop = _scaled(crop, declared, (pixels.shape[1], pixels.shape[2]))
     box = pixels[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     for size, images in out.items():
         view = resize(box, size)
@@ -127,37 +172,6 @@ def resize(picture: Tensor, size: Size) -> Tensor:
         return picture
     # What torchvision's resize calls on uint8, without its 20 µs of dispatch.
     return F.interpolate(picture[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
-
-
-def _decode(data: bytes, choose: Callable[[Size], Crop], largest: Size, min_side: int) -> tuple[Tensor, Crop]:
-    from PIL import Image, ImageOps
-
-    try:
-        picture = Image.open(io.BytesIO(data))
-        turned = _orientation(picture)
-        width, height = picture.size if turned < 5 else picture.size[::-1]
-        if width * height > MAX_PIXELS:
-            raise BadPicture(f"{width}×{height} pixels: more than a picture may have ({MAX_PIXELS})")
-        if min(width, height) < min_side:
-            raise TooSmall(f"{width}×{height}")
-        crop = choose((height, width))
-        _shrink_on_load(picture, min(crop.height / largest[0], crop.width / largest[1]))
-        picture = to_rgb(ImageOps.exif_transpose(picture) if turned != 1 else picture)
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    except (BadPicture, TooSmall, MemoryError):
-        raise
-    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
-        raise BadPicture(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from error
-    return pixels, _scaled(crop, (height, width), (pixels.shape[1], pixels.shape[2]))
-
-
-def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) where there is none; 5 to 8 swap height and width."""
-    try:
-        value = picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a picture whose metadata alone is damaged is still a good picture
-        return 1
-    return value if value in range(1, 9) else 1
 
 
 def _shrink_on_load(picture: Image.Image, excess: float) -> None:
