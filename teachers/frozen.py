@@ -6,6 +6,7 @@ and identity stand here once.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
@@ -59,6 +60,11 @@ class FrozenEncoder(Encoder):
     def encode(self, whitened: Tensor) -> tuple[Tensor | None, Tensor]:
         """Whitened images in the network's dtype → summary `B×D_s` or None, spatial `B×D×h×w`."""
         raise NotImplementedError
+
+
+def on_meta(meta: bool) -> AbstractContextManager:
+    """Inside, tensors are made on the meta device (shapes without memory) if `meta`."""
+    return torch.device("meta") if meta else nullcontext()
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from teachers.features import Dims, Whiten
-from teachers.frozen import FrozenEncoder, as_dtype, as_size
+from teachers.frozen import FrozenEncoder, as_dtype, as_size, on_meta
 from teachers.seeding import seeded
 
 
@@ -72,7 +72,7 @@ def build(
     dtype: str | torch.dtype = "fp32",
 ) -> RandomEncoder:
     """The encoder of `seed`; `weights` can only be "random"."""
-    with torch.device("meta" if meta else "cpu"):
+    with on_meta(meta):
         encoder = RandomEncoder(
             name=name, licence=licence, patch=patch, width=width, depth=depth, image_size=image_size, seed=seed
         )

@@ -9,6 +9,7 @@ Written in recipes and in the catalogue as a path, or as one of
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -27,7 +28,10 @@ def is_file_like(weights: str) -> bool:
 
 
 def find(weights: str, *, of: str, names: Sequence[str]) -> Path:
-    """The file or folder that `weights` means; `names`: the file names to look for in a Hugging Face repository."""
+    """The file or folder that `weights` of the encoder `of` means.
+
+    `names` are the files to look for in a Hugging Face repository, the best first; any of them will do.
+    """
     kind, _, rest = weights.partition(":")
     if kind == "hf":
         return _in_hugging_face_cache(rest, of, names)
@@ -53,8 +57,14 @@ def _in_hugging_face_cache(repo: str, of: str, names: Sequence[str]) -> Path:
     raise UserError(
         f"the weights of {of} are not in the Hugging Face cache: {repo}",
         expected=" or ".join(names),
-        todo=f"hf download {repo} {names[0]}   (then it is found offline; or give weights=FILE)",
+        todo=f"hf download {repo} --include '{_pattern(names)}'   (kept in the cache; or give weights=FILE)",
     )
+
+
+def _pattern(names: Sequence[str]) -> str:
+    """What to fetch where a repository may hold any of `names`: their common beginning, if they have one."""
+    prefix = os.path.commonprefix(list(names))
+    return f"{prefix}*" if prefix else names[0]
 
 
 def _in_wheel(package: str, of: str) -> Path:
