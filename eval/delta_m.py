@@ -168,16 +168,13 @@ def _row(table: Table, model: str, baseline: str, common: bool, undefined: str) 
                 break
     present = [metric for metric in table.metrics if metric not in missing]
     seeds, unpaired = _shared_seeds(table, model, baseline, present)
-    deltas: dict[Metric, list[float]] = {}  # one value a seed, the same seeds for every metric
+    deltas: dict[Metric, list[float]] = {}  # a value a seed, the same seeds for every metric; or one, where it has none
     for metric in present:
+        ours, theirs = table.values[model, metric], table.values[baseline, metric]
+        own_seeds = (None,) if None in ours and None in theirs else seeds
+        where, direction = f"{model} against {baseline}, {metric}", table.directions[metric]
         try:
-            deltas[metric] = [
-                relative(
-                    _at(table.values[model, metric], seed), _at(table.values[baseline, metric], seed),
-                    table.directions[metric], f"{model} against {baseline}, {metric}",
-                )
-                for seed in seeds or (None,)
-            ]
+            deltas[metric] = [relative(_at(ours, seed), _at(theirs, seed), direction, where) for seed in own_seeds]
         except Undefined as error:
             if undefined == "raise":
                 raise
@@ -234,8 +231,9 @@ def _pool(
     deltas: Mapping[Metric, list[float]], noise: Mapping[Metric, np.ndarray | None], groups: list[list[Metric]]
 ) -> Estimate:
     """The mean over groups of the mean over metrics; its error is over seeds and over resamples of the test images."""
-    by_seed = np.mean([np.mean([deltas[metric] for metric in group], axis=0) for group in groups], axis=0)
-    count = len(by_seed)
+    count = max(len(deltas[metric]) for group in groups for metric in group)
+    spread = [[np.broadcast_to(deltas[metric], count) for metric in group] for group in groups]
+    by_seed = np.mean([np.mean(group, axis=0) for group in spread], axis=0)
     seed_variance = float(np.var(by_seed, ddof=1)) / count if count > 1 else 0.0
     width = max((len(noise[m]) for group in groups for m in group if noise[m] is not None), default=0)
     test_variance = 0.0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
 
 import torch
 import yaml
@@ -16,6 +18,7 @@ from teachers.features import Encoder, Features, Size
 
 FORMS = "[NAME=]RUN_OR_EXPORT, teacher:NAME[?weights=...&option=...], sharpened:RUN or untrained:RUN"
 BACKBONE = "backbone"
+MOST_TILES = 14  # the largest factor of a sharpener
 
 
 @dataclass
@@ -57,10 +60,16 @@ def nearest_size(encoder: Encoder, wanted: Size | None) -> Size:
     """The size that `encoder` takes nearest to `wanted` (None: its native one)."""
     if wanted is None or not encoder.resolution_flexible:
         return encoder.native_size
-    patch = encoder.patch_size
-    size = tuple(max(round(side / patch), 1) * patch for side in wanted)
-    encoder.check_size(size)
-    return size
+    for factor in range(1, MOST_TILES + 1):  # a sharpened encoder takes multiples of patch × factor
+        step = encoder.patch_size * factor
+        size = tuple(max(round(side / step), 1) * step for side in wanted)
+        try:
+            encoder.check_size(size)
+        except UserError as error:
+            refusal = error
+        else:
+            return size
+    raise refusal
 
 
 def open_models(specs: Sequence[str], device: torch.device | str = "cpu") -> list[Model]:
@@ -90,7 +99,7 @@ def open_model(spec: str, device: torch.device | str = "cpu") -> Model:
     encoder = OPENERS[kind](rest, device)
     heads = {head: encoder.adaptor(head) for head in encoder.adaptor_names} if hasattr(encoder, "adaptor_names") else {}
     default = source.partition("?")[0] if kind == "teacher" else source.rstrip("/").rpartition("/")[2]
-    shown = {"run": encoder.name, "teacher": default, "untrained": "untrained", "sharpened": f"{encoder.name}"}
+    shown = {"run": encoder.name, "teacher": default, "untrained": "untrained", "sharpened": encoder.name}
     return Model(name=name or shown[kind], spec=spec, encoder=encoder, adaptors=heads)
 
 
@@ -123,10 +132,32 @@ def _open_teacher(text: str, device: torch.device | str) -> Encoder:
     return build(name, weights=None if weights is None else str(weights), device=device, **options)
 
 
-def _open_sharpened(path: str, device: torch.device | str) -> Encoder:
-    from featsharp.sharpener import open_sharpened
+def _open_sharpened(text: str, device: torch.device | str) -> Encoder:
+    """A run, whose recipe names the teacher; or `bilinear?teacher=NAME&factor=2`, `tile?...`, `FOLDER?teacher=NAME`."""
+    from featsharp.sharpener import build
 
-    return open_sharpened(path, device=device)
+    spec, _, query = text.partition("?")
+    given = dict(parse_qsl(query))
+    factor = int(given.pop("factor", "2"))
+    teacher = given.pop("teacher", None)
+    teacher = f"{teacher}?{urlencode(given)}" if teacher else _teacher_of(Path(spec).expanduser())
+    return build(spec, _open_teacher(teacher, device), factor=factor, device=device)
+
+
+def _teacher_of(run: Path) -> str:
+    """The teacher that a sharpener's run was trained for, in the form that `teacher:` takes."""
+    recipe = next((folder / "recipe.yaml" for folder in (run, run.parent) if (folder / "recipe.yaml").is_file()), None)
+    if recipe is None:
+        raise UserError(
+            f"{run} does not say which teacher it sharpens (there is no recipe.yaml)",
+            expected="the run folder of a `task: sharpen`",
+            todo=f"name the teacher: 'sharpened:{run}?teacher=NAME'",
+        )
+    (teacher,) = yaml.safe_load(recipe.read_text(encoding="utf-8"))["teachers"].values()
+    options = {key: json.dumps(value) for key, value in (teacher.get("options") or {}).items()}
+    if teacher.get("weights"):
+        options["weights"] = teacher["weights"]
+    return f"{teacher['encoder']}?{urlencode(options)}"
 
 
 OPENERS = {"run": _open_run, "untrained": _open_untrained, "teacher": _open_teacher, "sharpened": _open_sharpened}

@@ -111,7 +111,7 @@ class FeatureCache:
         self._wanted.setdefault((encoder.identity, view.key), set()).update(parts)
 
     def get(self, encoder: Encoder, view: View, part: str) -> Stored:
-        """One part of every picture of `view`; raises `UserError` for a size, a picture or features that are no good."""
+        """One part of every picture of `view`; `UserError` for a size, a picture or features that are no good."""
         self.want(encoder, view, [part])
         parts = sorted(self._wanted[encoder.identity, view.key])
         home = self.folder / encoder.identity / f"{view.key}-{self.dtype}"

@@ -94,7 +94,8 @@ def save(score: Score, file: Path) -> None:
         os.replace(file, file.with_name(f"{file.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"))
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(score.model_dump_json(indent=1, exclude_defaults=False), encoding="utf-8")
+    text = re.sub(r"\[\n[-\d.,\se+]*\]", lambda found: " ".join(found[0].split()), score.model_dump_json(indent=1))
+    temporary.write_text(text + "\n", encoding="utf-8")  # lists of numbers on one line
     os.replace(temporary, file)
 
 
@@ -133,6 +134,11 @@ def check_protocols(scores: Iterable[Score]) -> None:
                 expected="one protocol under one name",
                 todo="score both again with this version, or move one set of files elsewhere",
             )
+
+
+def show(value: float, unit: str) -> str:
+    """A figure as tables print it: `52.3%`, `0.712`."""
+    return f"{value:.1f}%" if unit == "%" else f"{value:.3f}{unit}"
 
 
 def libraries() -> dict[str, str]:

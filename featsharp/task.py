@@ -21,7 +21,6 @@ from teachers.phi_s import Moments, cached_moments, fit
 from teachers.seeding import seeded
 
 
-
 class Batch(Protocol):
     """What the objective uses of the trainer's batches."""
 

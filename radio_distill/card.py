@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def write_card(folder: Path, config: dict[str, Any], recipe: Recipe) -> None:
     text = TEMPLATE.format(
         name=recipe.folder.name, folder=f"{recipe.run}/export", adaptors=list(config["teachers"]), count=len(rows),
         width=spec["width"], depth=spec["depth"], patch=spec["patch"], largest=spec["cpe_max"],
-        parameters=parameters / 1e6, summary=supervised * spec["width"], size="×".join(map(str, config["preferred_size"])),
+        parameters=parameters / 1e6, summary=supervised * spec["width"],
+        size="×".join(map(str, config["preferred_size"])),
         teachers="\n".join(rows), steps=recipe.steps, images=sum(s.batch for s in recipe.streams.values()),
         task=recipe.task, seed=recipe.seed, commit=commit(), figures=_figures(recipe),
         shards="; ".join(str(stream.shards) for stream in recipe.streams.values()),
@@ -83,14 +85,8 @@ def _parameters(folder: Path) -> int:
     from safetensors import safe_open
 
     with safe_open(folder / "model.safetensors", framework="pt") as file:
-        shapes = [file.get_slice(key).get_shape() for key in file.keys()]
-    total = 0
-    for shape in shapes:
-        count = 1
-        for side in shape:
-            count *= side
-        total += count
-    return total
+        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118 (no dict)
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _figures(recipe: Recipe) -> str:
@@ -100,8 +96,14 @@ def _figures(recipe: Recipe) -> str:
         return "No held-out pictures were named in the recipe."
     last = records[-1]
     rows = [f"| {key} | {value:.4f} |" for key, value in last.items() if "/" in key]
-    head = f"On {recipe.heldout.samples} held-out pictures (`{recipe.heldout.shards}`) after {last['step']} steps. "
-    meaning = "`feature_error` is the squared error of the features relative to the best constant, which scores 1.0; "
+    head = f"On {recipe.heldout.samples} held-out pictures (`{recipe.heldout.shards}`) after {last['step']} steps.\n"
+    meaning = "`feature_error` is the squared error of the features relative to the best constant, which scores 1.0;\n"
     return "\n".join(
-        [head + meaning + "`summary_error` is 1 − cos.", "", "| stream / teacher / figure | value |", "|---|---|", *rows]
+        [
+            head + meaning + "`summary_error` is 1 − cos.",
+            "",
+            "| stream / teacher / figure | value |",
+            "|---|---|",
+            *rows,
+        ]
     )

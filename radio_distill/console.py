@@ -33,9 +33,11 @@ class Console:
         inside = ", ".join(f"{name} {value:.3f}" for name, value in parts.items())
         inside = f" ({inside})" if len(parts) > 1 else ""
         per_step = self._seconds_per_step(step)
-        pace = f"{images_a_step / per_step:.0f} img/s  {_eta((self.total - step) * per_step)}" if per_step else "eta ..."
-        share = f"{100 * step / self.total:3.0f}%"
-        self.say(f"step {step:>{width}}/{self.total} {share}  loss {loss:.3f}{inside}  norm {norm:.2f}  lr {rate:.1e}  {pace}")
+        pace = "eta ..."
+        if per_step:
+            pace = f"{images_a_step / per_step:.0f} img/s  {_eta((self.total - step) * per_step)}"
+        where = f"step {step:>{width}}/{self.total} {100 * step / self.total:3.0f}%"
+        self.say(f"{where}  loss {loss:.3f}{inside}  norm {norm:.2f}  lr {rate:.1e}  {pace}")
 
     def figures(self, title: str, figures: Mapping[str, float]) -> None:
         """Figures named `where/what`, a line for each `what`."""
@@ -70,5 +72,5 @@ def duration(seconds: float) -> str:
 
 def _eta(seconds: float) -> str:
     finish = datetime.now() + timedelta(seconds=seconds)
-    clock = f"{finish:%H:%M}" if seconds < 12 * 3600 else f"{finish:%a %H:%M}" if seconds < 6 * 86400 else f"{finish:%d %b}"
-    return f"eta {duration(seconds)} ({clock})"
+    form = "%H:%M" if seconds < 12 * 3600 else "%a %H:%M" if seconds < 6 * 86400 else "%d %b"
+    return f"eta {duration(seconds)} ({finish:{form}})"

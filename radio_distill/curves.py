@@ -25,8 +25,9 @@ def draw(run: Path) -> Path | None:
 
     panels = [("training loss (thin: every step; thick: smoothed)", _losses(training), True)]
     if heldout:
-        errors = {k: v for k, v in heldout.items() if "error" in k} or heldout
-        panels.append(("held-out error (1.0 = the best constant)" if "error" in "".join(errors) else "held-out", errors, False))
+        errors = {key: value for key, value in heldout.items() if key.endswith("feature_error")}
+        title = "held-out feature error (1.0 = the best constant)" if errors else "held out"
+        panels.append((title, errors or heldout, False))
     figure, axes = plt.subplots(1, len(panels) + 1, figsize=(5.2 * (len(panels) + 1), 4.2), constrained_layout=True)
     for axis, (title, lines, smooth) in zip(axes, panels):
         _plot(axis, lines, smooth)

@@ -157,7 +157,7 @@ def _names_at(model: type[pydantic.BaseModel] | None, location: Sequence[Any]) -
 
 
 def _shape(annotation: Any) -> str:
-    """"dict" or "list" where the annotation is (or allows) a container of sections, else ""."""
+    """ "dict" or "list" where the annotation is (or allows) a container of sections, else ""."""
     for part in _options(annotation):
         origin = typing.get_origin(part)
         if origin in (dict, list) and _section(part) is not None:

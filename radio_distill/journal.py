@@ -1,4 +1,4 @@
-"""What happens in a run → `journal.jsonl`, one JSON object a line: the truth that console, curves and mirrors only show.
+"""What happens in a run → `journal.jsonl`, one JSON object a line: the truth that console, curves and mirrors show.
 
 Records carry a `kind` and the number of finished steps: `step` (losses of one optimiser step), `heldout`, `skipped`
 (unreadable samples by shard), `start`, `stop`. After a crash the journal is rewound to the checkpoint that training
@@ -54,7 +54,7 @@ class Journal:
         self.path = run / NAME
         if self.path.exists():
             self._rewind(-1 if finished_steps is None else finished_steps)
-        self._file = open(self.path, "a")
+        self._file = open(self.path, "a")  # noqa: SIM115 (open as long as the run)
 
     def _rewind(self, finished_steps: int) -> None:
         """Drop what was written after the checkpoint; whole lines only."""

@@ -259,7 +259,9 @@ def train(recipe: Recipe, objective: Objective, world: World) -> bool:
 
     if training.step < recipe.steps and not training.started_from:
         judge()
-    streams = {name: training.stream(name, resume=bool(training.started_from), seed=recipe.seed) for name in recipe.streams}
+    streams = {
+        name: training.stream(name, resume=bool(training.started_from), seed=recipe.seed) for name in recipe.streams
+    }
     images = sum(stream.batch for stream in recipe.streams.values()) * world.size
     stopping = False
     with Stopper() as stopper:
@@ -291,6 +293,8 @@ def train(recipe: Recipe, objective: Objective, world: World) -> bool:
     if finished:
         console.say(f"finished in {console.elapsed()}: {training.run / 'export'}")
     else:
-        console.say(f"stopped ({stopper.reason or 'another rank was asked to'}) and saved at step {training.step}; the same command goes on")
+        console.say(
+            f"stopped ({stopper.reason or 'another rank was asked to'}) and saved at step {training.step}; the same command goes on"
+        )
     world.barrier()
     return finished

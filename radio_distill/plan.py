@@ -55,7 +55,8 @@ def find_missing(recipe: Recipe) -> list[str]:
     """What a real start would lack, each with the command that makes it or the place to get it."""
     found: list[str] = []
     for name, teacher in recipe.teachers.items():
-        found += _indent(f"teachers.{name}.weights", catalogue.missing(teacher.encoder, teacher.weights, **teacher.options))
+        lacking = catalogue.missing(teacher.encoder, teacher.weights, **teacher.options)
+        found += _indent(f"teachers.{name}.weights", lacking)
         if teacher.sharpen != "none":
             from featsharp import sharpener
 
@@ -64,8 +65,9 @@ def find_missing(recipe: Recipe) -> list[str]:
     if recipe.heldout:
         wanted["heldout.shards"] = recipe.heldout.shards
     for key, shards in wanted.items():
-        parts = {f"{key}.{n}.shards": mix.shards for n, mix in shards.items()} if isinstance(shards, dict) else {key: shards}
-        for place, text in parts.items():
+        mixed = isinstance(shards, dict)
+        sources = {f"{key}.{name}.shards": mix.shards for name, mix in shards.items()} if mixed else {key: shards}
+        for place, text in sources.items():
             try:
                 tars.resolve(text, place)
             except UserError as error:
@@ -81,7 +83,8 @@ def check_inputs(recipe: Recipe) -> None:
     """Raise one `UserError` that names everything a start lacks."""
     missing = find_missing(recipe)
     if missing:
-        raise UserError("\n".join([f"cannot start {recipe.run}: {len(missing)} missing", *missing, "Nothing was started."]))
+        head = f"cannot start {recipe.run}: {len(missing)} missing"
+        raise UserError("\n".join([head, *missing, "Nothing was started."]))
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -97,8 +100,9 @@ def make_plan(recipe: Recipe) -> Plan:
         for size in config.size if student is not None else []:
             share = 1 / len(config.size)  # one size is drawn a batch
             grid = (size[0] // recipe.student.patch, size[1] // recipe.student.patch)
-            plan.costs.append(Cost("student", stream, size, grid, 3 * flops(student, size) * share, "forward, backward"))
-            for name, teacher in teachers.items():
+            both = 3 * flops(student, size) * share  # the backward pass costs two forward ones
+            plan.costs.append(Cost("student", stream, size, grid, both, "forward, backward"))
+            for teacher in teachers.values():
                 plan.costs.append(_teacher_cost(teacher, stream, grid, config.sharpen, share))
         if recipe.sharpener:
             plan.costs += _sharpening_costs(next(iter(teachers.values())), recipe, stream)
@@ -144,11 +148,10 @@ def _sharpening_costs(teacher: Teacher, recipe: Recipe, stream: str) -> list[Cos
         adapter = Adapter(config, base)
         low, tiles = torch.empty(1, base.dims.spatial, h, w), torch.empty(1, base.dims.spatial, f * h, f * w)
         image = torch.empty(1, 3, f * size[0], f * size[1])
-    recipe_parameters = Cost(
-        "sharpener", stream, (f * size[0], f * size[1]), (f * h, f * w),
-        3 * count_flops(lambda: adapter(low, tiles, image)), f"forward, backward; {count(adapter) / 1e6:.1f} M parameters",
-    )  # fmt: skip
-    return [recipe_parameters, Cost(teacher.name, stream, size, (h, w), passes * flops(base, size), f"{passes} passes")]
+    both = 3 * count_flops(lambda: adapter(low, tiles, image))
+    what = f"forward, backward; {count(adapter) / 1e6:.1f} M parameters"
+    trained = Cost("sharpener", stream, (f * size[0], f * size[1]), (f * h, f * w), both, what)
+    return [trained, Cost(teacher.name, stream, size, (h, w), passes * flops(base, size), f"{passes} passes")]
 
 
 def count(module: nn.Module) -> int:
@@ -236,8 +239,8 @@ def print_plan(recipe: Recipe, source: str) -> int:
     total = plan.flops_a_step * recipe.steps
     here, there = total / (speed * UTILISATION), total / (A100 * UTILISATION)
     out.print(
-        f"time         {plan.flops_a_step / 1e12:.3f} TFLOP a step, {total / 1e18:.3g} EFLOP in all: about {duration(here)} on this "
-        f"machine ({UTILISATION:.0%} of {speed / 1e9:.0f} GFLOP/s, measured just now), {duration(there)} on one A100"
+        f"time         {plan.flops_a_step / 1e12:.3f} TFLOP a step, {total / 1e18:.3g} EFLOP in all: about {duration(here)} "
+        f"here ({UTILISATION:.0%} of {speed / 1e9:.0f} GFLOP/s, measured just now), {duration(there)} on one A100"
     )
     if plan.missing:
         out.print(f"\nmissing: {len(plan.missing)} (a real start would stop here)", style="bold")

@@ -1,4 +1,4 @@
-"""Turns a recipe file and its overrides into a `Recipe`: the schema, and the only place where training defaults stand."""
+"""A recipe file and its overrides → a `Recipe`: the schema, and the only place where training defaults stand."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class StudentConfig(Section):
     num_heads: Positive | None = Field(None, description="overrides the architecture's")
     patch: Positive = Field(16, description="pixels a patch")
     cpe_max: Positive = Field(2048, description="pixels that the position table spans; the largest size it can take")
-    registers: Annotated[int, Field(ge=0)] = Field(4, description="tokens beside the summary tokens that carry no target")
+    registers: Annotated[int, Field(ge=0)] = Field(4, description="tokens that carry no target")
     position_dropout: Fraction = Field(0.1, description="chance a training sample sees no positions")
     drop_path: Fraction = Field(0.0, description="stochastic depth, rising linearly to this in the last block")
     activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass: less memory")
@@ -85,10 +85,10 @@ class TeacherConfig(Section):
     """A frozen encoder, and how its feature map is sharpened in the streams that ask for it."""
 
     encoder: str = Field(description="a name of the catalogue: python -m teachers")
-    weights: str | None = Field(None, description="a file, a folder, a published tag, or random; none = the catalogue's")
+    weights: str | None = Field(None, description="file, folder, published tag, or random; none = the catalogue's")
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the encoder (image_size, layer, ...)")
     sharpen: str = Field("none", description="none, bilinear, tile, or the run folder of a trained sharpener")
-    factor: Positive = Field(2, description="how much finer bilinear and tile make the grid; a trained one knows its own")
+    factor: Positive = Field(2, description="how much finer bilinear and tile make the grid")
     summary_weight: Annotated[float, Field(ge=0)] = 1.0
     feature_weight: Annotated[float, Field(ge=0)] = 1.0
 
@@ -169,7 +169,7 @@ class StatisticsConfig(Section):
     """The teacher statistics behind PHI-S, fitted before the first step."""
 
     batches: Positive = Field(100, description="batches of the first stream, on every rank")
-    cache: str = Field("~/.cache/radio-distill/statistics", description="folder shared by runs, keyed by encoder identity")
+    cache: str = Field("~/.cache/radio-distill/statistics", description="folder, keyed by encoder identity")
 
 
 class LossConfig(Section):
@@ -212,7 +212,7 @@ class Recipe(Section):
     loss: LossConfig = LossConfig()
     statistics: StatisticsConfig = StatisticsConfig()
     output: OutputConfig = OutputConfig()
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of the student's forward; parameters stay fp32")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of the student; parameters stay fp32")
     teacher_precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of the frozen teachers")
     threads: Positive | None = Field(None, description="CPU threads a rank; none = cores / ranks")
     compile: bool = Field(False, description="torch.compile the student (slow to start, no gain on a CPU)")

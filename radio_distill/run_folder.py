@@ -32,14 +32,16 @@ def opened(recipe: Recipe) -> Iterator[Path]:
         move_aside(run)
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = open(run / LOCK, "w")
+        lock = open(run / LOCK, "w")  # noqa: SIM115 (held below)
     except OSError as error:
-        raise UserError(f"the run folder {run} cannot be written: {error.strerror}", todo="choose another: run=...") from None
+        what = f"the run folder {run} cannot be written: {error.strerror}"
+        raise UserError(what, todo="choose another: run=...") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another process is training in {run}", todo="wait for it, or choose another: run=...") from None
+            what = f"another process is training in {run}"
+            raise UserError(what, todo="wait for it, or choose another: run=...") from None
         _check_same(recipe, run)
         write_text(run / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
         write_text(run / ENVIRONMENT, environment())

@@ -89,7 +89,8 @@ def fit_statistics(
             moments.all_reduce()
             return moments
 
-        moments = cached_moments(cache, teacher.base.identity, f"{note} at {sizes[name]}", count, see, say)
+        key = f"{note} at {sizes[name]}"
+        moments = cached_moments(cache, teacher.base.identity, key, count, see, say)
         teacher.phi_s.load_state_dict(fit(moments).state_dict())
 
 

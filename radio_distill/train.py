@@ -47,7 +47,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.exit()
 
     parser = argparse.ArgumentParser(
-        prog="train.py", description=__doc__, epilog=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False
+        prog="train.py",
+        description=__doc__,
+        epilog=USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one that is shipped")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")

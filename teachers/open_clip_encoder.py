@@ -88,7 +88,7 @@ class OpenClipEncoder(FrozenEncoder):
 def build(
     *,
     name: str = "open_clip",
-    licence: str = "the weights' own",
+    licence: str | None = None,
     weights: str | None = None,
     meta: bool = False,
     device: torch.device | str = "cpu",
@@ -109,6 +109,7 @@ def build(
     """
     source = resolve(name, weights=weights, model=model, tag=tag, config=config, meta=meta, seed=seed)
     with on_meta(meta):
+        licence = licence or source.licence
         encoder = OpenClipEncoder(source, name=name, licence=licence, image_size=image_size, dtype=dtype)
     return encoder if meta else encoder.to(device)
 
@@ -138,6 +139,8 @@ def _whole_model(source: Source) -> nn.Module:
     cfg = deepcopy(source.model_cfg)
     cfg["vision_cfg"]["timm_model_pretrained"] = False
     custom = cfg.pop("custom_text", False) or "hf_model_name" in cfg["text_cfg"]
+    if cfg["vision_cfg"].get("timm_model_name", "").startswith("vit_tabletop"):
+        import teachers.tabletop_trunk  # noqa: F401  (timm knows the trunk only once it is registered)
     kind = open_clip.CoCa if "multimodal_cfg" in cfg else open_clip.CustomTextCLIP if custom else open_clip.CLIP
     with seeded("open_clip", source.seed):
         model = kind(**cfg)

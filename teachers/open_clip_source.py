@@ -17,6 +17,7 @@ from teachers.errors import UserError
 CONFIG = "open_clip_config.json"
 HUB_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 FILE_NAMES = ("model.safetensors", *HUB_NAMES)  # in a local folder
+UNKNOWN_LICENCE = "the weights' own"
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 # What open_clip assumes where neither a configuration nor a published tag says otherwise.
@@ -33,6 +34,7 @@ class Source:
     std: tuple[float, ...]
     weights: Path | None  # None: a random initialisation from `seed`
     words: list[str] | None  # the vocabulary of a WordTokenizer
+    licence: str
     seed: int
 
 
@@ -49,15 +51,16 @@ def resolve(
     """The source meant by `build`'s arguments of these names; raises `UserError` where it cannot be found."""
     import open_clip
 
-    if config is None and weights is not None and weight_files.is_file_like(weights) and model is None:
-        config = weights
+    if model is None and weights is not None and weight_files.is_file_like(weights):
+        if config is None or (weight_files.find(weights, of=name, names=HUB_NAMES) / CONFIG).is_file():
+            config = weights  # a folder that describes itself
     if config is not None:
         path, document = _read_config(name, config)
         title, model_cfg, published = str(path), document["model_cfg"], document.get("preprocess_cfg", {})
-        words = document.get("words")
+        words, licence = document.get("words"), document.get("licence") or UNKNOWN_LICENCE
         weights = weights or str(path.parent)
     else:
-        words = None
+        words, licence = None, UNKNOWN_LICENCE
         title, model_cfg = f"open_clip {model}", _known_model(name, model)
         tags = open_clip.list_pretrained_tags_by_model(model)
         if weights is not None and weights != "random" and not weight_files.is_file_like(weights):
@@ -78,6 +81,7 @@ def resolve(
         std=tuple(published.get("std") or CLIP_STD),
         weights=file,
         words=words,
+        licence=licence,
         seed=seed,
     )
 

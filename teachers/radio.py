@@ -178,9 +178,7 @@ class RadioModel(nn.Module):
         self.input_conditioner = Whiten(spec.mean, spec.std)
         self.patch_generator = PatchGenerator(spec)
         rates = [spec.drop_path * i / max(spec.depth - 1, 1) for i in range(spec.depth)]
-        self.blocks = nn.ModuleList(
-            Block(spec.width, spec.num_heads, qkv_bias=True, drop_path=rate) for rate in rates
-        )
+        self.blocks = nn.ModuleList(Block(spec.width, spec.num_heads, qkv_bias=True, drop_path=rate) for rate in rates)
         # No last norm: heads begin with a Linear that any scale suits (RADIO leaves it out too).
         self.heads = nn.ModuleDict()
         for name, head in spec.heads.items():

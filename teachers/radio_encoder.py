@@ -13,7 +13,7 @@ from torch import Tensor
 from teachers.errors import UserError
 from teachers.features import Dims, Encoder, Features, identity_of
 from teachers.radio import RadioModel, RadioOutput, RadioSpec
-from teachers.seeding import seed_of
+from teachers.seeding import seeded
 
 FORMAT = "radio-distill/1"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -83,8 +83,7 @@ class RadioEncoder(Encoder):
         """The architecture at `path` with fresh weights: what training must beat."""
         folder = find_export(path)
         config = read_config(folder)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of("untrained", seed))
+        with seeded("untrained", seed):
             model = RadioModel(RadioSpec.from_dict(config["spec"]))
         return cls(model, config, name="untrained").to(device)
 

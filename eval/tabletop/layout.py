@@ -63,7 +63,8 @@ def _draw_thing(rng: np.random.Generator, largest: str = "large") -> Thing:
 
 def _apart(first: Thing, second: Thing) -> bool:
     (x1, y1, _), (x2, y2, _) = first.position, second.position
-    return math.hypot(x1 - x2, y1 - y2) > first.shape.footprint * first.scale + second.shape.footprint * second.scale + 0.01
+    room = first.shape.footprint * first.scale + second.shape.footprint * second.scale
+    return math.hypot(x1 - x2, y1 - y2) > room + 0.01
 
 
 def _draw_others(main: Thing, count: int, rng: np.random.Generator) -> list[Thing]:

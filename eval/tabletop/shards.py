@@ -9,13 +9,27 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 from PIL import Image
 
 from eval.tabletop.render import Scene, render
+
+
+_WORDS = ("kind", "colour", "material", "size")
+
+
+def _end_with_parent() -> None:
+    """A worker of a killed command would go on for ever: watch the parent and end with it."""
+
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def in_processes(work: Callable, items: Iterable, workers: int, description: str) -> Iterator:
@@ -26,7 +40,7 @@ def in_processes(work: Callable, items: Iterable, workers: int, description: str
     if workers == 0:
         yield from (work(item) for item in track(items, description=description))
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
         pending = [pool.submit(work, item) for item in items]
         for done in track(as_completed(pending), description=description, total=len(items)):
             yield done.result()
@@ -38,11 +52,9 @@ def labels(scene: Scene) -> dict:
         "class": scene.label,
         "kind": scene.kind,
         "captions": scene.captions,
-        "things": [
-            {"kind": t.kind, "colour": t.colour, "material": t.material, "size": t.size, "box": box.tolist()}
-            for t, box in zip(scene.things, scene.boxes)
-        ],
-        "scene": {"seed": scene.seed, "split": scene.split, "index": scene.index, "view": scene.view},
+        "boxes": scene.boxes.tolist(),
+        "things": [{key: getattr(thing, key) for key in _WORDS} for thing in scene.things],
+        **{key: getattr(scene, key) for key in ("seed", "split", "index", "view")},
     }
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from eval.tabletop.render import Scene, render
 
-_TITLES = ("image", "boxes", "instances", "kinds", "parts", "main, boundaries", "depth", "normals", "own frame", "view 1")
+_TITLES = ("image", "boxes", "instances", "kinds", "parts", "main, edges", "depth", "normals", "own frame", "view 1")
 
 
 def _panels(scene: Scene, other: Scene) -> list[ndarray]:

@@ -1,1 +1,11 @@
-"""Cached features of a data set → scores."""
+"""Tasks: frozen features → figures, each under a protocol with a version."""
+
+from eval.tasks import knn, match, retrieval, segmentation, zero_shot
+
+TASKS = {  # name → a module as `task.py` describes it
+    "knn": knn,
+    "zero_shot": zero_shot,
+    "retrieval": retrieval,
+    "segmentation": segmentation,
+    "match": match,
+}

@@ -154,6 +154,7 @@ def test_a_value_without_seed_stands_for_every_seed():
     assert row.seeds == ("0", "1")
     assert row.overall.mean == pytest.approx((3 + 10) / 2)
     assert row.overall.error == pytest.approx(0.5)  # overall is 6.0 and 7.0 over the two seeds
+    assert row.metrics[Metric("all", "b")].error is None
 
 
 def test_seeds_that_not_every_cell_has_are_left_out_by_name():
