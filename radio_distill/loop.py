@@ -291,10 +291,9 @@ def train(recipe: Recipe, objective: Objective, world: World) -> bool:
         if finished and world.first:
             objective.artefact(training.run / EXPORT)
     if finished:
-        console.say(f"finished in {console.elapsed()}: {training.run / 'export'}")
+        console.say(f"finished in {console.elapsed()}: {training.run / EXPORT}")
     else:
-        console.say(
-            f"stopped ({stopper.reason or 'another rank was asked to'}) and saved at step {training.step}; the same command goes on"
-        )
+        why = stopper.reason or "another rank was asked to"
+        console.say(f"stopped ({why}) and saved at step {training.step}; the same command goes on")
     world.barrier()
     return finished

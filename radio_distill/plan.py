@@ -239,7 +239,8 @@ def print_plan(recipe: Recipe, source: str) -> int:
     total = plan.flops_a_step * recipe.steps
     here, there = total / (speed * UTILISATION), total / (A100 * UTILISATION)
     out.print(
-        f"time         {plan.flops_a_step / 1e12:.3f} TFLOP a step, {total / 1e18:.3g} EFLOP in all: about {duration(here)} "
+        f"time         {plan.flops_a_step / 1e12:.3f} TFLOP a step, {total / 1e18:.3g} EFLOP in all: "
+        f"about {duration(here)} "
         f"here ({UTILISATION:.0%} of {speed / 1e9:.0f} GFLOP/s, measured just now), {duration(there)} on one A100"
     )
     if plan.missing:

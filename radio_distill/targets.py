@@ -25,9 +25,11 @@ class Teacher:
     either are measured on one scale and one head serves all streams.
     """
 
-    def __init__(self, name: str, config: TeacherConfig, base: Encoder, sharp: Encoder | None):
+    def __init__(
+        self, name: str, config: TeacherConfig, base: Encoder, sharp: Encoder | None, device: torch.device | str
+    ):
         self.name, self.config, self.base, self.sharp = name, config, base, sharp
-        self.phi_s = PhiS(base.dims.spatial)
+        self.phi_s = PhiS(base.dims.spatial).to(device)
 
     def encoder(self, sharpen: bool) -> Encoder:
         """The encoder that a stream uses."""
@@ -59,8 +61,8 @@ def load_teacher(name: str, config: TeacherConfig, device: torch.device | str, m
     if config.sharpen != "none":
         from featsharp.sharpener import build as build_sharpener
 
-        sharp = build_sharpener(config.sharpen, base, factor=config.factor).to("meta" if meta else device)
-    return Teacher(name, config, base, sharp)
+        sharp = build_sharpener(config.sharpen, base, factor=config.factor, device=device)
+    return Teacher(name, config, base, sharp, device)
 
 
 def fit_statistics(
@@ -95,8 +97,8 @@ def fit_statistics(
 
 
 def images_at(batch, size: Size, device: torch.device | str) -> Tensor:
-    """A batch's images at `size`, float in [0, 1] on `device`: as the loader cut them, else resized from its largest."""
+    """A batch's images at `size`, float in [0, 1] on `device`: as the loader cut them, else from its largest."""
     if size in batch.images:
-        return batch.float(size).to(device, non_blocking=True)
-    largest = batch.float(max(batch.images)).to(device, non_blocking=True)
+        return batch.float(size, device)
+    largest = batch.float(max(batch.images), device)
     return F.interpolate(largest, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)

@@ -125,7 +125,7 @@ class PositionTable(nn.Module):
 
 
 class PatchGenerator(nn.Module):
-    """Images → tokens: patches (flattened channel by channel), positions, then summary tokens and registers in front."""
+    """Images → tokens: patches (flattened channel by channel) with positions; summary tokens and registers in front."""
 
     def __init__(self, spec: RadioSpec):
         super().__init__()
