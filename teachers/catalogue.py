@@ -162,6 +162,7 @@ CATALOGUE: dict[str, Entry] = {
         licence="Apache-2.0",
         size=(64, 64),
         patch=8,
+        dims=Dims(128, 128),
     ),
     "tabletop_siglip": Entry(
         "a tiny SigLIP trained on the captions of the rendered tabletop, shipped with this project",
@@ -171,6 +172,7 @@ CATALOGUE: dict[str, Entry] = {
         licence="Apache-2.0",
         size=(56, 56),
         patch=7,
+        dims=Dims(128, 128),
     ),
     "radio": Entry(
         "a student trained here: weights=FOLDER of its run or export (adaptor=TEACHER for one of its heads)",
@@ -207,10 +209,9 @@ def build(
 
     Raises `UserError` for an unknown name or option, and for weights that are not there or not this network's.
     """
-    entry = _entry(name)
-    family = _family(entry)
-    _check_options(name, family, options)
-    return family.build(
+    _check_options(name, options)
+    entry = CATALOGUE[name]
+    return _family(entry).build(
         name=name,
         licence=entry.licence,
         weights=weights or entry.weights,
@@ -222,13 +223,12 @@ def build(
 
 def locate(name: str, weights: str | None = None, **options: object) -> str:
     """Where the weights that `build` would load are, as text; raises the `UserError` that `build` would."""
-    entry = _entry(name)
+    _check_options(name, options)
+    entry = CATALOGUE[name]
     weights = weights or entry.weights
     if weights == "random":
         return "random, from a seed"
-    family = _family(entry)
-    _check_options(name, family, options)
-    return str(family.locate(name=name, weights=weights, **{**entry.options, **options}))
+    return str(_family(entry).locate(name=name, weights=weights, **{**entry.options, **options}))
 
 
 def missing(name: str, weights: str | None = None, **options: object) -> str | None:
@@ -240,18 +240,20 @@ def missing(name: str, weights: str | None = None, **options: object) -> str | N
     return None
 
 
-def _entry(name: str) -> Entry:
+def entry_options(name: str) -> dict[str, inspect.Parameter]:
+    """The options that `build(name, ...)` takes besides weights, meta and device."""
     if name not in CATALOGUE:
         raise UserError(
             f"unknown encoder '{name}'",
             expected="one of " + ", ".join(CATALOGUE),
             todo="python -m teachers   (shows what each one is)",
         )
-    return CATALOGUE[name]
+    parameters = inspect.signature(_family(CATALOGUE[name]).build).parameters
+    return {key: parameter for key, parameter in parameters.items() if key not in _BUILD_ARGUMENTS}
 
 
-def _check_options(name: str, family: ModuleType, options: Mapping[str, object]) -> None:
-    known = [key for key in inspect.signature(family.build).parameters if key not in _BUILD_ARGUMENTS]
+def _check_options(name: str, options: Mapping[str, object]) -> None:
+    known = entry_options(name)
     for key in options:
         if key not in known:
             raise UserError(f"encoder {name} has no option '{key}'", expected="one of " + ", ".join(known))

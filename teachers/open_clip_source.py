@@ -51,9 +51,9 @@ def resolve(
     """The source meant by `build`'s arguments of these names; raises `UserError` where it cannot be found."""
     import open_clip
 
-    if model is None and weights is not None and weight_files.is_file_like(weights):
-        if config is None or (weight_files.find(weights, of=name, names=HUB_NAMES) / CONFIG).is_file():
-            config = weights  # a folder that describes itself
+    is_file = weights is not None and weight_files.is_file_like(weights)
+    if is_file and model is None and (config is None or _describes_itself(name, weights)):
+        config = weights
     if config is not None:
         path, document = _read_config(name, config)
         title, model_cfg, published = str(path), document["model_cfg"], document.get("preprocess_cfg", {})
@@ -63,7 +63,7 @@ def resolve(
         words, licence = None, UNKNOWN_LICENCE
         title, model_cfg = f"open_clip {model}", _known_model(name, model)
         tags = open_clip.list_pretrained_tags_by_model(model)
-        if weights is not None and weights != "random" and not weight_files.is_file_like(weights):
+        if weights is not None and weights != "random" and not is_file:
             tag, weights = weights, None
         if tag is not None and tag not in tags:
             raise UserError(f"{name}: open_clip {model} has no weights called '{tag}'", expected=_one_of(tags))
@@ -119,6 +119,10 @@ def _published_at(name: str, model: str, model_cfg: dict, tag: str | None, publi
             todo=f"fetch {published.get('url')} and give weights=FILE",
         )
     return f"hf:{repo}"
+
+
+def _describes_itself(name: str, weights: str) -> bool:
+    return (weight_files.find(weights, of=name, names=HUB_NAMES) / CONFIG).is_file()
 
 
 def _read_config(name: str, config: str) -> tuple[Path, dict]:

@@ -57,14 +57,14 @@ def _in_hugging_face_cache(repo: str, of: str, names: Sequence[str]) -> Path:
     raise UserError(
         f"the weights of {of} are not in the Hugging Face cache: {repo}",
         expected=" or ".join(names),
-        todo=f"hf download {repo} --include '{_pattern(names)}'   (kept in the cache; or give weights=FILE)",
+        todo=f"hf download {repo} {_wanted(names)}   (kept in the cache; or give weights=FILE)",
     )
 
 
-def _pattern(names: Sequence[str]) -> str:
-    """What to fetch where a repository may hold any of `names`: their common beginning, if they have one."""
+def _wanted(names: Sequence[str]) -> str:
+    """What to fetch where a repository may hold any of `names`: all with their common beginning, if there is one."""
     prefix = os.path.commonprefix(list(names))
-    return f"{prefix}*" if prefix else names[0]
+    return f"--include '{prefix}*'" if prefix else names[0]
 
 
 def _in_wheel(package: str, of: str) -> Path:
