@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import signal
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from teachers.errors import UserError
 
 AHEAD = 2  # batches that a process makes in advance
+_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 class _Requests:
@@ -70,8 +72,8 @@ class Loader:
             self._answers = self._in_processes() if self._workers else map(self._makers.__getitem__, self._requests)
         try:
             answer = next(self._answers)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not self._workers or not _tells_of_a_death(error):
                 raise
             self.close()
             raise UserError(
@@ -88,6 +90,8 @@ class Loader:
         """End the processes."""
         if self._stopping is not None:
             self._stopping.set()
+        # A kept traceback may hold the iterator, and the processes end with its last reference: so end them by name.
+        getattr(self._answers, "_shutdown_workers", lambda: None)()
         self._answers, self._requests, self._makers = iter(()), iter(()), None
 
     def _in_processes(self) -> Iterator[Any]:
@@ -101,7 +105,33 @@ class Loader:
             worker_init_fn=_only_the_trainer_stops_us,
             generator=torch.Generator(),  # or DataLoader would draw from the global one
         )
-        return iter(loader)
+        with _signals_held(), _own_sigchld():
+            return iter(loader)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """A process is born with these signals held back, until it has said below what they mean to it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _own_sigchld() -> Iterator[None]:
+    """Keep torch from raising a process's death out of whatever the trainer is doing; `next` finds it in 5 s anyway."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    yield
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def _tells_of_a_death(error: Exception) -> bool:
+    """Whether a process died (found by waiting, or while fetching its tensors) rather than raised ("Caught ...")."""
+    lost = isinstance(error, (OSError, EOFError)) or "DataLoader worker" in str(error)
+    return lost and not str(error).startswith("Caught")
 
 
 def _as_it_is(answer: Any) -> Any:
@@ -117,5 +147,5 @@ def _only_the_trainer_stops_us(_: int) -> None:
             os._exit(0)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)

@@ -99,7 +99,7 @@ def find(folder: Path, captions: dict[str, list[str]]) -> list[_Found]:
     names = [path.relative_to(folder) for path in paths]
     folders = {name.parts[0] for name in names} if all(len(name.parts) > 1 for name in names) else set()
     classes = {name: number for number, name in enumerate(sorted(folders))} if len(folders) > 1 else {}
-    found, keys = [], set()
+    found, keys, matched = [], set(), False
     for path, name in zip(paths, names):
         key = re.sub(r"[^\w-]+", "_", str(name.with_suffix("")))[-80:]
         while key in keys:  # a.jpg beside a.png
@@ -107,8 +107,10 @@ def find(folder: Path, captions: dict[str, list[str]]) -> list[_Found]:
         keys.add(key)
         label = classes.get(name.parts[0])
         facts = {"file": str(name)} | ({"class": name.parts[0]} if label is not None else {})
-        found.append(_Found(path, key, label, facts, _captions_of(path, name, captions)))
-    if captions and not any(picture.captions for picture in found):
+        named = next((captions[known] for known in _names_of(name) if known in captions), None)
+        matched = matched or named is not None
+        found.append(_Found(path, key, label, facts, _beside(path) if named is None else named))
+    if captions and not matched:
         text = f"--captions names none of the pictures in {folder}"
         raise UserError(text, expected=f"names like '{names[0]}'; it has '{next(iter(captions))}'")
     return found
@@ -123,12 +125,15 @@ def _natural(path: Path, folder: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def _captions_of(path: Path, name: Path, captions: dict[str, list[str]]) -> list[str]:
-    for known in (str(name), name.name, str(name.with_suffix("")), name.stem):
-        if known in captions:
-            return captions[known]
-    beside = path.with_suffix(".txt")
-    lines = beside.read_text(errors="replace").splitlines() if beside.is_file() else []
+def _names_of(name: Path) -> tuple[str, ...]:
+    """What a captions file may call a picture."""
+    return str(name), name.name, str(name.with_suffix("")), name.stem
+
+
+def _beside(path: Path) -> list[str]:
+    """The captions in the .txt file beside a picture, one a line."""
+    text = path.with_suffix(".txt")
+    lines = text.read_text(errors="replace").splitlines() if text.is_file() else []
     return [line for line in lines if line.strip()]
 
 
