@@ -21,7 +21,7 @@ class WordTokenizer:
     """
 
     def __init__(self, words: Sequence[str], context_length: int):
-        if len(set(words)) < len(words) or any(word != "".join(self.split(word)) for word in words):
+        if len(set(words)) < len(words) or any(self.split(word) != [word] for word in words):
             raise UserError(
                 "a word tokenizer's list holds a word twice, or something that is not one lower-case word",
                 expected="distinct words of letters, digits and apostrophes",

@@ -18,8 +18,7 @@ from PIL import Image
 
 from eval.tabletop.render import Scene, render
 
-
-_WORDS = ("kind", "colour", "material", "size")
+_LOOKS = ("kind", "colour", "material", "size")
 
 
 def _end_with_parent() -> None:
@@ -53,7 +52,7 @@ def labels(scene: Scene) -> dict:
         "kind": scene.kind,
         "captions": scene.captions,
         "boxes": scene.boxes.tolist(),
-        "things": [{key: getattr(thing, key) for key in _WORDS} for thing in scene.things],
+        "things": [{key: getattr(thing, key) for key in _LOOKS} for thing in scene.things],
         **{key: getattr(scene, key) for key in ("seed", "split", "index", "view")},
     }
 

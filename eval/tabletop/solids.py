@@ -161,7 +161,7 @@ class Torus:
         t = np.full_like(b, np.inf)
         live = np.flatnonzero(start < stop)
         step, o, d, stop = start[live], o.take(live, 1), d.take(live, 1), stop[live]
-        for _ in range(10):
+        for _ in range(32):  # a ray that grazes one side on its way to the other takes many steps
             for _ in range(4):  # a ray that has arrived stays where it is, so looking at every fourth step is enough
                 gap = self._distance(o + step * d)
                 step = step + gap
