@@ -59,7 +59,7 @@ class Console:
 
 
 def duration(seconds: float) -> str:
-    """`42s`, `3m12s`, `5h07m`, `2d03h`."""
+    """`42s`, `3m12s`, `5h07m`, `2d03h`, `3.1 years`."""
     seconds = int(round(seconds))
     if seconds < 60:
         return f"{seconds}s"
@@ -67,6 +67,8 @@ def duration(seconds: float) -> str:
         return f"{seconds // 60}m{seconds % 60:02d}s"
     if seconds < 86400:
         return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    if seconds > 730 * 86400:
+        return f"{seconds / 86400 / 365.25:.1f} years"
     return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"
 
 

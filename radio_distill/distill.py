@@ -117,16 +117,22 @@ class DistillObjective:
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Image]:
-        """The student beside every teacher: PCA colours of both maps on one basis a teacher."""
-        from radio_distill.panels import student_beside_teachers
+        """The student beside every teacher: PCA colours of both maps, on one basis fitted on that teacher's."""
+        from teachers.pictures import PcaBasis, panel
 
         was_training = self.model.training
         self.model.eval()
         predicted, targets = self._both(self.model, batch)
         self.model.train(was_training)
-        images = batch.float(self.student_size(batch.stream, batch.index))
-        maps = {name: (targets[name].spatial, predicted[name].features) for name in self.teachers}
-        return {batch.stream: student_beside_teachers(images, maps)}
+        bases = {name: PcaBasis.fit([target.spatial]) for name, target in targets.items()}
+        rows = []
+        for i, image in enumerate(batch.float(self.student_size(batch.stream, batch.index))):
+            row = [(batch.stream, image)]
+            for name, basis in bases.items():
+                row.append((f"{name}: teacher", basis.to_rgb(targets[name].spatial[i])))
+                row.append((f"{name}: student", basis.to_rgb(predicted[name].features[i])))
+            rows.append(row)
+        return {batch.stream: panel(rows)}
 
     def state(self) -> dict[str, Tensor]:
         """What was fixed before the first step: the teachers' normalisers."""

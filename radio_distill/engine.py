@@ -89,7 +89,8 @@ def join_world(threads: int | None = None) -> World:
 def leave_world() -> None:
     """Take leave of the other ranks, so that none reports a broken connection."""
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        # DeepSpeed's own call: it forgets the group too, so that this process can train again.
+        quiet_deepspeed().comm.destroy_process_group()
 
 
 def quiet_deepspeed() -> Any:
@@ -188,10 +189,19 @@ def start_engine(recipe: Recipe, model: nn.Module, groups: list[dict], precision
     return engine
 
 
-def gradient_norm(engine: Any) -> float:
-    """The norm of the reduced gradient, before clipping; call it between the last `backward` and its `step`."""
+def optimizer_step(engine: Any) -> float:
+    """Take the optimiser step; returns the norm of the reduced gradient, before clipping.
+
+    Stage 0 has forgotten its gradients after the step; ZeRO learns their norm only in it.
+    """
+    norm = None
     if engine.zero_optimization_stage() == 0:
-        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
-    norm = engine.get_global_grad_norm()
-    return float(norm) if norm is not None else float("nan")
+        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+    engine.step()
+    norm = engine.get_global_grad_norm() if norm is None else norm
+    return float("nan") if norm is None else float(norm)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another rank has ended: that rank knows why, this one does not."""
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from radio_distill import checkpoint, curves
 from radio_distill.console import Console
-from radio_distill.engine import World, choose_precision, gradient_norm, start_engine
+from radio_distill.engine import World, choose_precision, optimizer_step, start_engine
 from radio_distill.journal import Journal
 from radio_distill.mirrors import open_mirrors
 from radio_distill.recipe import Recipe, StreamConfig
@@ -172,14 +172,13 @@ class Training:
             logs |= {f"{name}/{key}": torch.as_tensor(value) for key, value in parts.items()}
             if number < len(streams) - 1:
                 self.engine.step()
-        norm = gradient_norm(self.engine)
-        self.engine.step()
+        norm = optimizer_step(self.engine)
         # One collective carries the losses, the bad samples and the wish to stop.
         numbers = torch.stack([v.detach().double().cpu().reshape(()) for v in logs.values()])
         extra = torch.tensor([sum(map(len, skipped.values())), stopper.asked()], dtype=torch.float64)
         summed = self.world.sum(torch.cat([numbers, extra])).cpu()
         fields = {key: value / self.world.size for key, value in zip(logs, summed[:-2].tolist())}
-        self._check_finite(fields)
+        self._check_finite(fields | {"norm": norm})
         if summed[-2]:
             everybody = self.world.gather(skipped)
             skipped = {s: [r for one in everybody for r in one.get(s, [])] for one in everybody for s in one}

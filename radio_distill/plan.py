@@ -103,15 +103,25 @@ def make_plan(recipe: Recipe) -> Plan:
             both = 3 * flops(student, size) * share  # the backward pass costs two forward ones
             plan.costs.append(Cost("student", stream, size, grid, both, "forward, backward"))
             for teacher in teachers.values():
-                plan.costs.append(_teacher_cost(teacher, stream, grid, config.sharpen, share))
+                _add(plan.costs, _teacher_cost(teacher, stream, grid, config.sharpen, share))
         if recipe.sharpener:
             plan.costs += _sharpening_costs(next(iter(teachers.values())), recipe, stream)
     return plan
 
 
+def _add(costs: list[Cost], cost: Cost) -> None:
+    """A fixed-size teacher costs the same beside every student size: one row."""
+    for other in costs:
+        if (other.name, other.stream, other.size) == (cost.name, cost.stream, cost.size):
+            other.flops += cost.flops
+            return
+    costs.append(cost)
+
+
 def _meta_teacher(name: str, config) -> Teacher:
     """Without its sharpener: the plan counts passes, and the adapter may not exist yet."""
-    return load_teacher(name, config.model_copy(update={"sharpen": "none"}), "meta", meta=True)
+    base = load_teacher(name, config.model_copy(update={"sharpen": "none"}), "meta", meta=True).base
+    return Teacher(name, config, base, None, "meta")
 
 
 def _teacher_cost(teacher: Teacher, stream: str, student_grid: Size, sharpen: bool, share: float) -> Cost:
@@ -241,7 +251,7 @@ def print_plan(recipe: Recipe, source: str) -> int:
     out.print(
         f"time         {plan.flops_a_step / 1e12:.3f} TFLOP a step, {total / 1e18:.3g} EFLOP in all: "
         f"about {duration(here)} "
-        f"here ({UTILISATION:.0%} of {speed / 1e9:.0f} GFLOP/s, measured just now), {duration(there)} on one A100"
+        f"here ({UTILISATION:.0%} of {speed / 1e9:.0f} GFLOP/s, measured now), {duration(there)} on A100s, one a rank"
     )
     if plan.missing:
         out.print(f"\nmissing: {len(plan.missing)} (a real start would stop here)", style="bold")
