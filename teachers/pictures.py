@@ -17,7 +17,7 @@ from torch import Tensor
 
 Picture = Image.Image | np.ndarray | Tensor
 
-MARGIN, TEXT = 6, 13  # pixels: around a picture, height of its title's letters
+MARGIN, TEXT = 6, 12  # pixels: around a picture, height of its title's letters
 
 
 class PcaBasis:
@@ -74,7 +74,7 @@ def panel(rows: Sequence[Sequence[tuple[str, Picture | None]]], cell: int = 160)
     width = MARGIN + max((len(row) for row in places), default=0) * (cell + MARGIN)
     height = MARGIN + sum(high + TEXT + 2 * MARGIN for high in heights)
     sheet = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
+    draw, font = ImageDraw.Draw(sheet), _font()
     top = MARGIN
     for row, high in zip(places, heights):
         for column, (title, image) in enumerate(row):
@@ -99,6 +99,13 @@ def _as_image(picture: Picture) -> Image.Image:
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture)
     return picture.convert("RGB")
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """matplotlib's DejaVu Sans: Pillow's own font has no × and few accents."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", TEXT)
 
 
 def _shortened(title: str, font: ImageFont.FreeTypeFont, width: int) -> str:
