@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from radio_distill.engine import World
+from radio_distill.engine import RankError, World, is_lost_peer
 from teachers.errors import UserError
 
 ENGINE, MODEL, TEACHERS, STATE = "engine", "model.safetensors", "teachers.safetensors", "state.json"
@@ -26,13 +26,22 @@ ENGINE, MODEL, TEACHERS, STATE = "engine", "model.safetensors", "teachers.safete
 
 def latest(run: Path) -> Path | None:
     """The newest whole checkpoint of a run."""
-    found = sorted((run / "checkpoints").glob("step-*"), key=step_of)
+    found = _whole(run)
     return found[-1] if found else None
+
+
+def _whole(run: Path) -> list[Path]:
+    """All checkpoints, the oldest first; a folder that a user has renamed (`step-00000100.bad`) is none."""
+    return sorted((p for p in (run / "checkpoints").glob("step-*") if _step_text(p).isdecimal()), key=step_of)
 
 
 def step_of(path: Path) -> int:
     """The finished steps of a checkpoint folder."""
-    return int(path.name.removeprefix("step-"))
+    return int(_step_text(path))
+
+
+def _step_text(path: Path) -> str:
+    return path.name.removeprefix("step-")
 
 
 def save(
@@ -59,10 +68,13 @@ def save(
         world.barrier()
         if world.first:
             os.replace(temporary, place)
-            for old in sorted(place.parent.glob("step-*"), key=step_of)[:-keep]:
+            for old in _whole(run)[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
-        raise _failed(run, place, temporary, error) from error
+        if is_lost_peer(error):
+            raise
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise not_written(f"the checkpoint {place}", run, error) from error
     world.barrier()
     return place
 
@@ -94,14 +106,16 @@ def _reach_disk(folder: Path) -> None:
                 os.fsync(handle.fileno())
 
 
-def _failed(run: Path, place: Path, temporary: Path, error: Exception) -> UserError:
-    shutil.rmtree(temporary, ignore_errors=True)
+def not_written(what: str, run: Path, error: Exception) -> RankError:
+    """What to say where `what` could not be written: why, how much room there is, and what is safe."""
     before = latest(run)
     whole = f"{before} is whole and training goes on from it" if before else "there is no earlier checkpoint"
     free = shutil.disk_usage(run).free / 2**30
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(
-        f"the checkpoint {place} could not be written: {reason}",
+    if "inline_container" in reason:  # torch's zip writer, which does not say what the system told it
+        reason = "it broke off, as on a full disk"
+    return RankError(
+        f"{what} could not be written: {reason}",
         expected=f"room on the disk ({free:.2f} GiB are free); {whole}",
         todo="make room, then run the same command again",
     )
@@ -109,7 +123,6 @@ def _failed(run: Path, place: Path, temporary: Path, error: Exception) -> UserEr
 
 def load(path: Path, engine: Any, world: World) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Put a checkpoint's weights and optimiser into `engine`; returns its facts and its objective's tensors."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
@@ -124,9 +137,13 @@ def load(path: Path, engine: Any, world: World) -> tuple[dict[str, Any], dict[st
         if where is None:
             raise OSError("DeepSpeed found no weights in it")
         return facts, load_file(path / TEACHERS)
-    except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # damaged files raise nearly anything: of zip, pickle, JSON, DeepSpeed's asserts
+        if is_lost_peer(error):
+            raise
         raise UserError(
-            f"the checkpoint {path} cannot be read: {str(error).splitlines()[0]}",
+            f"the checkpoint {path} cannot be read: {' '.join(str(error).split())[:200] or type(error).__name__}",
             expected="a folder as radio_distill wrote it",
             todo=f"move {path} away to go on from the one before it, or add restart=true to begin again",
         ) from error

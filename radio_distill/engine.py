@@ -7,6 +7,7 @@ step wrong. Parameters stay fp32 here and bf16 is autocast, which is right at ev
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import socket
@@ -32,6 +33,18 @@ OURS = {
     "scheduler": "optim and stages",
     "torch_autocast": "precision",
 }
+# What else people set there: to suggest a name for a mistyped one.
+KNOWN = (
+    "activation_checkpointing", "bf16", "checkpoint", "comms_logger", "communication_data_type", "compile",
+    "data_types", "disable_allgather", "dump_state", "flops_profiler", "fp16", "gradient_allreduce_op",
+    "gradient_predivide_factor", "log_level", "memory_breakdown", "prescale_gradients", "sparse_gradients",
+    "steps_per_print", "wall_clock_breakdown", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
+    "zero_optimization", *OURS,
+)  # fmt: skip
+
+
+class RankError(UserError):
+    """Something that only this rank has met, so that it must say so itself."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,12 @@ class World:
         values: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(values, value)
         return values
+
+    def agree(self, error: UserError | None) -> None:
+        """Raise on every rank what any of them has met; all ranks call it."""
+        for met in self.gather(error):
+            if met is not None:
+                raise met
 
 
 def join_world(threads: int | None = None) -> World:
@@ -149,20 +168,33 @@ def build_optimizer(config: OptimConfig, groups: list[dict], device: torch.devic
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=device.type in ("cpu", "cuda"))
 
 
-def deepspeed_config(recipe: Recipe, precision: str, device: torch.device) -> dict[str, Any]:
-    """The recipe's `deepspeed` section, checked, with what the recipe says elsewhere filled in."""
-    given = dict(recipe.deepspeed)
+def check_deepspeed(recipe: Recipe) -> None:
+    """Raise `UserError` for a `deepspeed` section that repeats the recipe, or that cannot be trained with."""
+    given = recipe.deepspeed
     for key, place in OURS.items():
         if key in given:
             raise UserError(f"deepspeed.{key} is set by the recipe itself", todo=f"remove it and use {place}")
-    stage = given.get("zero_optimization", {}).get("stage", 0)
-    if given.get("bf16", {}).get("enabled") and stage == 0:
-        raise UserError(
-            "deepspeed.bf16 without ZeRO: DeepSpeed counts one step too many there, and the first steps come out wrong",
-            todo="set deepspeed.zero_optimization.stage=1, or precision=bf16 instead of deepspeed.bf16",
-        )
-    if given.get("fp16", {}).get("enabled"):
-        raise UserError("deepspeed.fp16: teachers' features overflow it", todo="use precision=bf16")
+    for key in given:  # DeepSpeed itself passes over a mistyped key in silence
+        near = difflib.get_close_matches(key, KNOWN, n=1, cutoff=0.8)
+        if key not in KNOWN and near:
+            raise UserError(f"deepspeed.{key}: unknown key; did you mean '{near[0]}'?")
+    for key in ("zero_optimization", "bf16", "fp16"):
+        if not isinstance(given.get(key, {}), dict):
+            raise UserError(f"deepspeed.{key} is {given[key]!r}", expected="a mapping, such as {stage: 1}")
+    if zero_stage(recipe) not in (0, 1, 2, 3):
+        raise UserError(f"deepspeed.zero_optimization.stage is {zero_stage(recipe)!r}", expected="0, 1, 2 or 3")
+    for key, why in (("bf16", "parameters stay fp32 here"), ("fp16", "teachers' features overflow it")):
+        if given.get(key, {}).get("enabled"):
+            raise UserError(f"deepspeed.{key}: {why}", todo="remove it and use precision=bf16")
+
+
+def zero_stage(recipe: Recipe) -> int:
+    """How much ZeRO splits over the ranks: 0 nothing, 1 the optimiser, 2 gradients too, 3 parameters too."""
+    return recipe.deepspeed.get("zero_optimization", {}).get("stage", 0)
+
+
+def deepspeed_config(recipe: Recipe, precision: str) -> dict[str, Any]:
+    """The recipe's `deepspeed` section, with what the recipe says elsewhere filled in."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # nominal: every stream brings its own, and losses are means
         "gradient_accumulation_steps": len(recipe.streams),
@@ -170,15 +202,15 @@ def deepspeed_config(recipe: Recipe, precision: str, device: torch.device) -> di
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
-    if precision == "bf16" and not given.get("bf16", {}).get("enabled"):
+    if precision == "bf16":
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    return config | given
+    return config | recipe.deepspeed
 
 
 def start_engine(recipe: Recipe, model: nn.Module, groups: list[dict], precision: str, world: World) -> Any:
     """The engine that runs, reduces and steps `model`."""
     deepspeed = quiet_deepspeed()
-    config = deepspeed_config(recipe, precision, world.device)
+    config = deepspeed_config(recipe, precision)
     optimizer = build_optimizer(recipe.optim, groups, world.device)
     try:
         engine, *_ = deepspeed.initialize(model=model.to(world.device), optimizer=optimizer, config=config)

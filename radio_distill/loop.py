@@ -8,7 +8,6 @@ are the whole state, and a run that was killed goes on as if nothing had happene
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from radio_distill import checkpoint, curves
 from radio_distill.console import Console
-from radio_distill.engine import World, choose_precision, optimizer_step, start_engine
+from radio_distill.engine import RankError, World, choose_precision, optimizer_step, start_engine
 from radio_distill.journal import Journal
 from radio_distill.mirrors import open_mirrors
 from radio_distill.recipe import Recipe, StreamConfig
@@ -129,7 +128,7 @@ class Training:
                 batch.stream, batch.index = name, 0
                 yield batch
 
-    def prepare(self) -> None:
+    def prepare(self, stopper: Stopper) -> None:
         """Fit what the objective must know of its teachers; a resumed run has it from its checkpoint."""
         if self.started_from:
             return
@@ -141,7 +140,10 @@ class Training:
         def batches() -> Iterator[Batch]:
             # A seed of its own: the statistics see other crops than the first steps do.
             with self.stream(first, resume=False, seed=seed_of("statistics", self.recipe.seed)) as batches:
-                yield from itertools.islice(batches, config.batches)
+                for _ in range(config.batches):
+                    if stopper.asked():
+                        raise RankError(f"stopped before the first step: {stopper.reason}")
+                    yield _take(batches)
 
         facts = self.objective.prepare(batches, note)
         self.console.say("teacher statistics: " + ", ".join(f"{key} {value:.4g}" for key, value in facts.items()))
@@ -159,7 +161,7 @@ class Training:
         weights, waited = self._weights(), 0.0
         for number, (name, stream) in enumerate(streams.items()):
             before = time.perf_counter()
-            batch = next(stream)
+            batch = _take(stream)
             waited += time.perf_counter() - before
             self.positions[name] = batch.position
             for shard, reasons in batch.skipped.items():
@@ -213,6 +215,15 @@ class Training:
             keep=self.recipe.output.keep, world=self.world,
         )  # fmt: skip
 
+    def export(self) -> None:
+        """Write what users load."""
+        from safetensors import SafetensorError
+
+        try:
+            self.objective.artefact(self.run / EXPORT)
+        except (OSError, SafetensorError) as error:
+            raise checkpoint.not_written(f"the export {self.run / EXPORT}", self.run, error) from error
+
     def write_pictures(self) -> None:
         if not (self.world.first and self.recipe.heldout):
             return
@@ -225,6 +236,14 @@ class Training:
                 temporary.replace(folder / f"step-{self.step:08d}-{key}.png")
 
 
+def _take(stream: Iterator[Batch]) -> Batch:
+    """The next batch; what is wrong with a stream's data is for this rank to say, which reads samples of its own."""
+    try:
+        return next(stream)
+    except UserError as error:
+        raise RankError(error.what, expected=error.expected, todo=error.todo) from None
+
+
 def _data_note(stream: StreamConfig) -> str:
     """A text that changes with the data: paths, and sizes of local files."""
     paths = [path for source in sources_of(stream, "streams") for path in source.shards]
@@ -232,10 +251,10 @@ def _data_note(stream: StreamConfig) -> str:
     return hashlib.sha256(repr((paths, sizes)).encode()).hexdigest()[:16]
 
 
-def train(recipe: Recipe, objective: Objective, world: World) -> bool:
+def train(recipe: Recipe, objective: Objective, world: World, stopper: Stopper) -> bool:
     """Train to the recipe's last step, or until asked to stop; True if the run is finished. All ranks call it."""
     training = Training(recipe, objective, world)
-    training.prepare()
+    training.prepare(stopper)
     console, output = training.console, recipe.output
     journal = Journal(training.run, training.step if training.started_from else None) if world.first else None
     mirrors = open_mirrors(recipe, console.say) if world.first else []
@@ -263,7 +282,7 @@ def train(recipe: Recipe, objective: Objective, world: World) -> bool:
     }
     images = sum(stream.batch for stream in recipe.streams.values()) * world.size
     stopping = False
-    with Stopper() as stopper:
+    with stopper:
         while training.step < recipe.steps and not stopping:
             begun = time.perf_counter()
             fields, skipped, stopping = training.one_step(streams, stopper)
@@ -288,7 +307,7 @@ def train(recipe: Recipe, objective: Objective, world: World) -> bool:
     finished = training.step == recipe.steps
     with checkpoint.whole_parameters(training.engine):
         if finished and world.first:
-            objective.artefact(training.run / EXPORT)
+            training.export()
     if finished:
         console.say(f"finished in {console.elapsed()}: {training.run / EXPORT}")
     else:

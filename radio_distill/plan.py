@@ -10,6 +10,7 @@ from torch import nn
 
 from radio_distill import tars
 from radio_distill.console import duration
+from radio_distill.engine import zero_stage
 from radio_distill.recipe import Recipe
 from radio_distill.student import student_spec
 from radio_distill.targets import Teacher, load_teacher
@@ -187,7 +188,7 @@ def count_flops(call) -> float:
 def memory(plan: Plan, ranks: int) -> dict[str, float]:
     """Bytes on one device, roughly: what is trained, its activations, and the frozen teachers."""
     recipe = plan.recipe
-    stage = recipe.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    stage = zero_stage(recipe)
     split = {0: 0, 1: 8, 2: 12, 3: 16}[stage]  # bytes a parameter that ZeRO divides by the ranks
     trained = plan.parameters.get("student", 0) * (BYTES_TRAINED - split + split / ranks)
     out = {"student, gradient, optimiser": trained}

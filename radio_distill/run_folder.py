@@ -28,8 +28,19 @@ PACKAGES = ("torch", "torchvision", "deepspeed", "timm", "open_clip_torch", "web
 def opened(recipe: Recipe) -> Iterator[Path]:
     """The run folder, made or checked, and held against a second trainer while the context lasts (first rank only)."""
     run = recipe.folder
-    if recipe.restart:
-        move_aside(run)
+    if recipe.restart and run.exists():
+        with _held(run):
+            move_aside(run)
+    with _held(run):
+        _check_same(recipe, run)
+        write_text(run / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        write_text(run / ENVIRONMENT, environment())
+        yield run
+
+
+@contextmanager
+def _held(run: Path) -> Iterator[None]:
+    """The folder, made if it is not there, and locked."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         lock = open(run / LOCK, "w")  # noqa: SIM115 (held below)
@@ -38,14 +49,12 @@ def opened(recipe: Recipe) -> Iterator[Path]:
         raise UserError(what, todo="choose another: run=...") from None
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # Not flock: loader processes would inherit it, and hold it for a while after a trainer that was killed.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             what = f"another process is training in {run}"
             raise UserError(what, todo="wait for it, or choose another: run=...") from None
-        _check_same(recipe, run)
-        write_text(run / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-        write_text(run / ENVIRONMENT, environment())
-        yield run
+        yield
 
 
 def finished(recipe: Recipe) -> bool:
@@ -59,8 +68,10 @@ def finished(recipe: Recipe) -> bool:
 
 def move_aside(run: Path) -> None:
     """Rename an existing run folder out of the way; nothing of it is deleted."""
-    if run.exists():
-        os.replace(run, run.with_name(f"{run.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"))
+    place = run.with_name(f"{run.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+    while place.exists():  # two within a second
+        place = place.with_name(f"{place.name}+")
+    os.replace(run, place)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,7 +1,8 @@
 """Signals, and launchers that died, → one question that the loop asks between steps: shall we stop?
 
-SIGTERM or SIGINT finish the step and save; a second one stops at once. A SIGTERM to the `deepspeed` launcher kills the
-launcher alone and orphans its ranks, so every rank also watches the launchers among its ancestors.
+SIGTERM or SIGINT finish the step and save; a second SIGINT, unless it follows at once, ends the process (launchers pass
+on the one that the terminal sent to everybody: that is still the first). A SIGTERM to the `deepspeed` launcher kills
+the launcher alone and orphans its ranks, so every rank also watches the launchers among its ancestors.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ import psutil
 
 LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed.run", "torch/distributed/run")
 LOOK_EVERY = 1.0  # seconds between looks at the process table
+ECHO = 3.0  # seconds in which a second SIGINT is the first one, passed on by a launcher
 
 
 class Stopper:
-    """Use as a context: inside it signals are remembered instead of obeyed."""
+    """Use as a context: inside it signals are remembered instead of obeyed.
+
+    Make it early: launchers are looked for only once, and one that has died since would not be found.
+    """
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self._asked_at = 0.0
         self._launchers = _launchers()
         self._looked = time.monotonic()
         self._previous: dict[int, object] = {}
@@ -36,9 +42,10 @@ class Stopper:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.reason is not None and number == signal.SIGINT:
+        if self.reason is None:
+            self.reason, self._asked_at = signal.Signals(number).name, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._asked_at > ECHO:
             raise KeyboardInterrupt
-        self.reason = self.reason or signal.Signals(number).name
 
     def asked(self) -> bool:
         """Whether this rank has been asked to stop."""

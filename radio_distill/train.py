@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from radio_distill.recipe import Recipe
+    from teachers.errors import UserError
+
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 USAGE = """\
 examples:
@@ -20,7 +28,7 @@ The same command resumes a run that was stopped or killed. Keys (NAME is yours t
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code: 0 finished or stopped on request, 2 a mistake that was explained."""
+    """Run the command; the exit code: 0 finished or stopped on request, 2 what was explained, 130 a second ^C."""
     from teachers.errors import UserError
 
     options = parse(arguments)
@@ -28,10 +36,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return start(options)
     except UserError as error:
-        # Every rank meets the same mistakes before training starts: one voice is enough. Later ones are a rank's own.
-        if rank == 0 or options.started:
+        # Every rank meets the same mistakes: one voice is enough.
+        if rank == 0 or _is_own(error):
             print(f"\n{error}", file=sys.stderr, flush=True)
-        return 2
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        what = f"{error.filename or 'a file'} could not be written: {error.strerror}"
+        print(f"\n{what}\n  do this:  make room, then run the same command again", file=sys.stderr, flush=True)
+    except RuntimeError as error:
+        if not _lost_a_peer(error):
+            raise
+        print(f"rank {rank} stops: another rank has ended, and says why", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        return 130
+    return 2
+
+
+def _enter(stack: ExitStack, recipe: Recipe) -> UserError | None:
+    """Hold the run folder; returns why it cannot be had."""
+    from radio_distill import run_folder
+    from teachers.errors import UserError
+
+    try:
+        stack.enter_context(run_folder.opened(recipe))
+    except UserError as error:
+        return error
+    return None
+
+
+def _is_own(error: Exception) -> bool:
+    from radio_distill.engine import RankError
+
+    return isinstance(error, RankError)
+
+
+def _lost_a_peer(error: RuntimeError) -> bool:
+    from radio_distill.engine import is_lost_peer
+
+    return is_lost_peer(error)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -57,29 +100,31 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
     parser.add_argument("-h", "--help", nargs=0, action=Help, help="this text")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    options.started = False
-    return options
+    return parser.parse_args(arguments)
 
 
 def start(options: argparse.Namespace) -> int:
     """Check everything, then train."""
     from radio_distill import documents
+    from radio_distill.engine import check_deepspeed
     from radio_distill.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
+    check_deepspeed(recipe)
     if recipe.dry_run:
         from radio_distill.plan import print_plan
 
         return print_plan(recipe, str(documents.find_document(options.recipe)))
     from radio_distill import run_folder
     from radio_distill.plan import check_inputs
+    from radio_distill.stopping import Stopper
 
     if run_folder.finished(recipe):
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"run {recipe.run} is finished: {recipe.folder / run_folder.EXPORT}   (restart=true begins it anew)")
         return 0
     check_inputs(recipe)
+    stopper = Stopper()
 
     from radio_distill.engine import join_world, leave_world
     from radio_distill.loop import train
@@ -88,12 +133,8 @@ def start(options: argparse.Namespace) -> int:
     world = join_world(recipe.threads)
     with ExitStack() as stack:
         stack.callback(leave_world)
-        if world.first:
-            stack.enter_context(run_folder.opened(recipe))
-        world.barrier()
-        objective = build_objective(recipe, world)
-        options.started = True
-        train(recipe, objective, world)
+        world.agree(_enter(stack, recipe) if world.first else None)
+        train(recipe, build_objective(recipe, world), world, stopper)
     return 0
 
 
