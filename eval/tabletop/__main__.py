@@ -24,12 +24,13 @@ def _shards(args: argparse.Namespace) -> None:
 
 
 def _teachers(args: argparse.Namespace) -> None:
-    from eval.tabletop.towers import CONFIGS, make
+    from eval.tabletop.towers import CONFIGS
+    from eval.tabletop.training import make
 
     names = [f"tabletop_{args.only}"] if args.only else list(CONFIGS)
     scores = make(
         args.out, names, scenes=args.scenes, steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed,
-        held_out=args.held_out, workers=args.workers,
+        held_out=args.held_out, workers=args.workers, keep_in=args.keep_in,
     )  # fmt: skip
     for name, values in scores.items():
         print(f"{name}: {args.out / name}\n{json.dumps(values, indent=1)}")
@@ -92,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     teachers.add_argument("--batch", type=_positive, default=128, help="scenes a step")
     teachers.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     teachers.add_argument("--held-out", type=_positive, default=2000, help="scenes that the scores are measured on")
+    teachers.add_argument("--keep-in", type=Path, help="folder where rendered scenes are kept for the next time")
     teachers.add_argument("--workers", **workers)
 
     show = _command(

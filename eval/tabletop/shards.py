@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -114,9 +115,33 @@ def _render_block(block: range, seed: int, split: str, size: int) -> tuple[int, 
 
 
 def collect(
-    seed: int, split: str, scenes: int, *, size: int = 128, workers: int = 0
+    seed: int, split: str, scenes: int, *, size: int = 128, workers: int = 0, keep_in: Path | None = None
 ) -> tuple[np.ndarray, list[list[str]], np.ndarray]:
-    """Pictures `N×H×W×3` uint8, captions (N lists) and classes (N) of scenes 0 to N, in memory."""
+    """Pictures `N×H×W×3` uint8, captions (N lists) and classes (N) of scenes 0 to N.
+
+    With `keep_in`, a folder, they are kept there and found again (under a name that changes with the renderer).
+    """
+    if keep_in is None:
+        return _collect(seed, split, scenes, size, workers)
+    probe = hashlib.sha256()
+    for index in range(12):
+        scene = render(seed, split, index, size)
+        probe.update(scene.image.tobytes() + repr(scene.captions).encode())
+    stem = f"{split}-{seed}-{scenes}x{size}-{probe.hexdigest()[:12]}"
+    pictures, texts = keep_in / f"{stem}.npy", keep_in / f"{stem}.json"
+    if not texts.exists():
+        images, captions, classes = _collect(seed, split, scenes, size, workers)
+        keep_in.mkdir(parents=True, exist_ok=True)
+        part = keep_in / f".{stem}.{os.getpid()}.npy"
+        np.save(part, images)
+        os.replace(part, pictures)
+        part.write_text(json.dumps([captions, classes.tolist()]))
+        os.replace(part, texts)
+    captions, classes = json.loads(texts.read_text())
+    return np.load(pictures, mmap_mode="r"), captions, np.array(classes)
+
+
+def _collect(seed: int, split: str, scenes: int, size: int, workers: int):
     images, captions = np.empty((scenes, size, size, 3), np.uint8), [[]] * scenes
     classes = np.empty(scenes, np.int64)
     blocks = [range(start, min(start + 100, scenes)) for start in range(0, scenes, 100)]

@@ -1,7 +1,7 @@
-"""Rendered scenes and their captions → two tiny open_clip teachers (a CLIP and a SigLIP), trained and measured here.
+"""The two tiny open_clip teachers (a CLIP and a SigLIP): their configurations, files and scores on held-out scenes.
 
-The models are open_clip's classes under open_clip's losses; each is saved as `open_clip_config.json` (open_clip's hub
-layout, plus the words of its tokenizer, its licence and its scores) beside `model.safetensors` (fp16).
+Each stands in a folder as `open_clip_config.json` (open_clip's hub layout, plus the words of its tokenizer, its licence
+and its scores) beside `model.safetensors` (fp16). `training` makes them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +18,11 @@ from torch.nn import functional as F
 
 from eval.tabletop.captions import class_prompts, vocabulary
 from eval.tabletop.kinds import KINDS
-from teachers.seeding import numpy_rng
 from teachers.words import WordTokenizer
 
 CONTEXT = 24
-_WORDS = vocabulary()
-_TEXT = {"context_length": CONTEXT, "vocab_size": len(_WORDS) + 4, "width": 128, "heads": 4, "layers": 2}
+WORDS = vocabulary()
+_TEXT = {"context_length": CONTEXT, "vocab_size": len(WORDS) + 4, "width": 128, "heads": 4, "layers": 2}
 
 CONFIGS = {
     "tabletop_clip": {
@@ -108,75 +105,13 @@ def whiten(images: Tensor, config: dict) -> Tensor:
     return (images - mean) / std
 
 
-def crops(images: Tensor, size: int, rng: np.random.Generator) -> Tensor:
-    """B×3×H×W uint8 → B×3×size×size in [0, 1]: a random half to all of each picture, its light varied a little."""
-    side = images.shape[-1]
-    out = torch.empty(len(images), 3, size, size)
-    for i, image in enumerate(images):
-        area, aspect = rng.uniform(0.5, 1.0), np.exp(rng.uniform(-0.2, 0.2))
-        height, width = (int(min(side, round(side * math.sqrt(area * a)))) for a in (aspect, 1 / aspect))
-        top, left = rng.integers(side - height + 1), rng.integers(side - width + 1)
-        window = image[None, :, top : top + height, left : left + width].float()
-        out[i] = F.interpolate(window, size=(size, size), mode="bilinear", antialias=True, align_corners=False)[0]
-    gain = torch.from_numpy(rng.uniform(0.85, 1.15, (len(images), 1, 1, 1)).astype(np.float32))
-    return (out * gain / 255).clamp(0, 1)
-
-
-def train(name: str, images: np.ndarray, captions: list[list[str]], *, steps: int, batch: int, lr: float, seed: int):
-    """Train one tower on N×128×128×3 uint8 pictures and their captions; returns (model, config)."""
-    from open_clip.loss import ClipLoss, SigLipLoss
-    from rich.progress import track
-
-    config = CONFIGS[name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build(config).train()
-    tokenize = WordTokenizer(_WORDS, CONTEXT)
-    tokens = [tokenize(texts) for texts in captions]
-    siglip = "init_logit_bias" in config["model_cfg"]
-    loss_of = SigLipLoss() if siglip else ClipLoss()
-    decay = [p for p in model.parameters() if p.ndim >= 2]
-    rest = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
-    size = config["preprocess_cfg"]["size"][0]
-    order, running = np.empty(0, np.int64), 0.0
-    for step in track(range(steps), description=name):
-        rng = numpy_rng("tabletop towers", name, seed, step)
-        if len(order) < batch:
-            order = rng.permutation(len(images))
-        chosen, order = np.sort(order[:batch]), order[batch:]
-        pictures = torch.from_numpy(np.ascontiguousarray(images[chosen])).permute(0, 3, 1, 2)
-        # Half of the captions are the fullest one: it tells the scenes apart best.
-        picks = [0 if rng.random() < 0.5 else int(rng.integers(len(tokens[i]))) for i in chosen]
-        texts = torch.stack([tokens[i][pick] for i, pick in zip(chosen, picks)])
-        for group in optimiser.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-6
-        with torch.autocast("cpu", torch.bfloat16):
-            seen = model.encode_image(whiten(crops(pictures, size, rng), config))
-            read = model.encode_text(texts)
-        seen, read = F.normalize(seen.float(), dim=-1), F.normalize(read.float(), dim=-1)
-        extra = {"logit_bias": model.logit_bias} if siglip else {}
-        loss = loss_of(seen, read, logit_scale=model.logit_scale.exp(), **extra)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, math.log(100))
-        running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
-        if step % 100 == 99:
-            print(f"{name} step {step + 1}/{steps} loss {running:.3f}", flush=True)
-    return model, config
-
-
 @torch.inference_mode()
 def embed_images(model: nn.Module, config: dict, images: np.ndarray) -> Tensor:
     """Whole pictures `N×H×W×3` uint8, resized antialiased → unit embeddings `N×D`."""
     size = config["preprocess_cfg"]["size"]
     out = []
     for start in range(0, len(images), 200):
-        pictures = torch.from_numpy(np.ascontiguousarray(images[start : start + 200])).permute(0, 3, 1, 2).float() / 255
+        pictures = torch.from_numpy(np.array(images[start : start + 200])).permute(0, 3, 1, 2).float() / 255
         pictures = F.interpolate(pictures, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
         out.append(model.encode_image(whiten(pictures, config), normalize=True))
     return torch.cat(out)
@@ -204,12 +139,14 @@ def recall_at_1(model: nn.Module, config: dict, images: np.ndarray, captions: li
     return tuple(float((scores.argmax(axis) == own).float().mean()) for axis in (1, 0))
 
 
-def measure(folder: Path, seed: int, scenes: int, retrieval: int, workers: int) -> dict:
+def measure(
+    folder: Path, seed: int, scenes: int, retrieval: int, workers: int, keep_in: Path | None = None
+) -> dict:
     """The saved tower's scores on held-out scenes: zero-shot kind accuracy over all, R@1 over the first `retrieval`."""
     from eval.tabletop.shards import collect
 
     model, config = load(folder)
-    images, captions, labels = collect(seed, "held-out", scenes, workers=workers)
+    images, captions, labels = collect(seed, "held-out", scenes, workers=workers, keep_in=keep_in)
     first = [texts[0] for texts in captions[:retrieval]]
     to_text, to_image = recall_at_1(model, config, images[:retrieval], first)
     return {
@@ -223,39 +160,3 @@ def measure(folder: Path, seed: int, scenes: int, retrieval: int, workers: int) 
         "split": "held-out",
         "seed": seed,
     }
-
-
-def make(
-    out: Path,
-    names: list[str],
-    *,
-    scenes: int,
-    steps: int,
-    batch: int,
-    lr: float,
-    seed: int,
-    held_out: int,
-    workers: int,
-) -> dict[str, dict]:
-    """Render, train, save and measure towers; returns name → scores (they also stand in each config)."""
-    from eval.tabletop.shards import collect
-
-    images, captions, _ = collect(seed, "train", scenes, workers=workers)
-    results = {}
-    for name in names:
-        start = time.perf_counter()
-        model, config = train(name, images, captions, steps=steps, batch=batch, lr=lr, seed=seed)
-        minutes = (time.perf_counter() - start) / 60
-        config = {**config, "words": _WORDS, "licence": "Apache-2.0"}
-        save(model, config, out / name)
-        scores = measure(out / name, seed, held_out, min(200, held_out), workers)
-        short = name.removeprefix("tabletop_")
-        scores["command"] = (
-            f"python -m eval.tabletop teachers --only {short} --scenes {scenes} --steps {steps} --batch {batch}"
-            f" --lr {lr:g} --seed {seed} --held-out {held_out}"
-        )
-        scores["date"] = date.today().isoformat()
-        scores |= {"training_minutes": round(minutes, 1), "threads": torch.get_num_threads()}
-        save(model, {**config, "scores": scores}, out / name)
-        results[name] = scores
-    return results
