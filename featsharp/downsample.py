@@ -31,53 +31,65 @@ def weighted_cells(x: Tensor, weights: Tensor, factor: int) -> Tensor:
     return join(torch.bmm(matrix, patches), TILE, (h, w)).permute(0, 3, 1, 2)
 
 
-def taps_inside(h: int, w: int, k: int, factor: int) -> Tensor:
-    """K²×h×w: whether a low-resolution cell's tap falls on the map."""
-    inside = []
-    for n in (h, w):
-        position = torch.arange(n)[:, None] * factor + torch.arange(k) - (k - factor) // 2
-        inside.append((position >= 0) & (position < n * factor))
-    return (inside[0].T[:, None, :, None] & inside[1].T[None, :, None, :]).flatten(0, 1)
-
-
 def gaussian_logits(k: int, factor: int) -> Tensor:
     """K²: the log of a Gaussian about the centre with the cell's half-width as σ: where both downsamplers start."""
     away = torch.arange(k) - (k - 1) / 2
     return -(away[:, None] ** 2 + away[None, :] ** 2).flatten() / (2 * (factor / 2) ** 2)
 
 
-class SimpleDownsampler(nn.Module):
-    """One learned K×K kernel for all channels and places: B×C×H×W → B×C×h×w."""
+class Downsampler(nn.Module):
+    """B×C×H×W → B×C×h×w, by weights that a subclass scores: `logits` B×K²×h×w, one a tap."""
 
     def __init__(self, width: int, factor: int, config: DownsamplerConfig):
         super().__init__()
         self.factor, self.k = factor, factor + 2 * config.reach
-        self.logits = nn.Parameter(gaussian_logits(self.k, factor))
+
+    def logits(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def taps_inside(self, h: int, w: int) -> Tensor:
+        """K²×h×w: whether a low-resolution cell's tap falls on the map."""
+        tap = torch.arange(self.k) - (self.k - self.factor) // 2
+        rows, columns = (torch.arange(n)[None, :] * self.factor + tap[:, None] for n in (h, w))
+        rows, columns = (rows >= 0) & (rows < h * self.factor), (columns >= 0) & (columns < w * self.factor)
+        return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(0, 1)
+
+    def weights(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """B×K²×h×w, summing to 1 over the taps that lie on the map and are not dropped."""
+        logits = self.logits(x)
+        usable = self.taps_inside(*logits.shape[-2:]).to(x.device)
+        usable = usable if keep is None else usable & keep
+        return logits.masked_fill(~usable, -torch.inf).softmax(1)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        size = [n // self.factor for n in x.shape[-2:]]
-        logits = self.logits.view(1, -1, 1, 1).expand(len(x), -1, *size)
-        outside = ~taps_inside(*size, self.k, self.factor).to(x.device)
-        return weighted_cells(x, logits.masked_fill(outside, -torch.inf).softmax(1), self.factor)
+        """`keep` B×K²×h×w: the taps that are not dropped (training only), see `draw_keep`."""
+        return weighted_cells(x, self.weights(x, keep), self.factor)
 
 
-class AttentionDownsampler(nn.Module):
-    """Weights from the content: a strided convolution scores the K² taps of each cell. B×C×H×W → B×C×h×w."""
+class SimpleDownsampler(Downsampler):
+    """One learned K×K kernel for all channels and places."""
 
     def __init__(self, width: int, factor: int, config: DownsamplerConfig):
-        super().__init__()
-        self.factor, self.k = factor, factor + 2 * config.reach
+        super().__init__(width, factor, config)
+        self.kernel = nn.Parameter(gaussian_logits(self.k, factor))
+
+    def logits(self, x: Tensor) -> Tensor:
+        size = [n // self.factor for n in x.shape[-2:]]
+        return self.kernel.view(1, -1, 1, 1).expand(len(x), -1, *size)
+
+
+class AttentionDownsampler(Downsampler):
+    """Weights from the content: a strided convolution scores the K² taps of each cell."""
+
+    def __init__(self, width: int, factor: int, config: DownsamplerConfig):
+        super().__init__(width, factor, config)
         self.score = nn.Conv2d(width, self.k**2, self.k, stride=factor, padding=config.reach)
         nn.init.normal_(self.score.weight, std=0.1 / (width**0.5 * self.k))  # scores of 0.1 for unit-variance features
         with torch.no_grad():
             self.score.bias.copy_(gaussian_logits(self.k, factor))
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """`keep` B×K²×h×w: the taps that are not dropped (training only); one of each cell's must be."""
-        logits = self.score(x)
-        usable = taps_inside(*logits.shape[-2:], self.k, self.factor).to(x.device)
-        usable = usable if keep is None else usable & keep
-        return weighted_cells(x, logits.masked_fill(~usable, -torch.inf).softmax(1), self.factor)
+    def logits(self, x: Tensor) -> Tensor:
+        return self.score(x)
 
 
 def draw_keep(config: DownsamplerConfig, shape: tuple[int, ...], factor: int, generator: torch.Generator) -> Tensor:
@@ -89,9 +101,7 @@ def draw_keep(config: DownsamplerConfig, shape: tuple[int, ...], factor: int, ge
     return keep
 
 
-DOWNSAMPLERS = {"attention": AttentionDownsampler, "simple": SimpleDownsampler}
-
-
-def build_downsampler(config: DownsamplerConfig, width: int, factor: int) -> nn.Module:
+def build_downsampler(config: DownsamplerConfig, width: int, factor: int) -> Downsampler:
     """The downsampler that `config.kind` names, for maps of `width` channels."""
-    return DOWNSAMPLERS[config.kind](width, factor, config)
+    kinds = {"attention": AttentionDownsampler, "simple": SimpleDownsampler}
+    return kinds[config.kind](width, factor, config)
