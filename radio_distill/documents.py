@@ -51,7 +51,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The document at `path` as a plain dict, after `overrides` (`a.b=1`, also into lists: `stages.0.steps=10`)."""
     try:
         document = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
@@ -60,14 +60,17 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         if not separator or not key:
             raise UserError(f"cannot read the override {override!r}", expected="key=value, such as optim.lr=3e-4")
         try:
-            value = OmegaConf.from_dotlist([f"value={text}"]).value
+            # Unresolved, so that an override may refer to other keys: run=runs/seed${seed}
+            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"]
             OmegaConf.update(document, key.lstrip("-"), value, merge=True, force_add=True)
         except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
-            raise UserError(f"cannot apply the override {override!r} to {path}: {error}") from None
+            reason = str(error).splitlines()[0]
+            raise UserError(f"cannot apply the override {override!r} to {path}: {reason}") from None
     try:
         plain = OmegaConf.to_container(document, resolve=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+        where = f"{path}: {error.full_key}" if error.full_key else str(path)
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
     if not isinstance(plain, dict):
         raise UserError(f"{path} holds a {type(plain).__name__}", expected="a mapping of keys to values")
     return plain
@@ -109,12 +112,13 @@ def type_name(kind: str) -> str:
 
 
 def _explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel], source: str) -> str:
-    # A union reports one error a branch: the shortest key path says it once.
+    # A union reports one error a branch: each key path is said once, and a branch that got further down says more.
     rows: dict[str, str] = {}
     for mistake in error.errors():
         location = [part for part in mistake["loc"] if not _is_union_branch(part)]
         path = ".".join(map(str, location)) or "(the document)"
         rows.setdefault(path, _sentence(mistake, location, model))
+    rows = {path: text for path, text in rows.items() if not any(other.startswith(f"{path}.") for other in rows)}
     width = max(map(len, rows))
     count = f"{len(rows)} mistake" + ("s" if len(rows) > 1 else "")
     lines = [f"  {path.ljust(width)}   {text}" for path, text in rows.items()]
