@@ -19,6 +19,10 @@ def _as_size(value: Any) -> Any:
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _as_word(value: Any) -> Any:
+    return "off" if value is False else value  # YAML reads a bare off as false
+
+
 SizeKey = Annotated[tuple[int, int], BeforeValidator(_as_size)]  # 224, or [height, width]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -192,7 +196,9 @@ class OutputConfig(Section):
     heldout: Annotated[int, Field(ge=0)] = Field(1000, description="loss on held-out pictures")
     pictures: Annotated[int, Field(ge=0)] = Field(5000, description="PCA pictures")
     tensorboard: bool = Field(False, description="mirror the journal into the run folder's tensorboard/")
-    wandb: Literal["off", "offline", "online"] = Field("off", description="mirror the journal into Weights & Biases")
+    wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(_as_word)] = Field(
+        "off", description="mirror the journal into Weights & Biases"
+    )
     wandb_project: str = "radio-distill"
 
 
