@@ -94,6 +94,7 @@ def read_tensors(path: Path, *, of: str) -> dict[str, Tensor]:
             expected="a complete .safetensors file, or one of torch.save that holds tensors only",
             todo="fetch or copy the file again",
         ) from error
+    loaded = loaded if isinstance(loaded, dict) else {}
     for key in ("state_dict", "model"):
         if isinstance(loaded.get(key), dict):
             loaded = loaded[key]

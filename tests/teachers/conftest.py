@@ -1,0 +1,83 @@
+"""Tiny towers in open_clip's hub layout, with random weights, for the tests of encoders."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+
+from teachers.seeding import seeded
+
+WORDS = ["a", "red", "ball", "on", "the", "table"]
+_TEXT = {"context_length": 12, "vocab_size": len(WORDS) + 4, "width": 32, "heads": 2, "layers": 1}
+NATIVE = {  # a CLIP: class token, projected
+    "embed_dim": 24,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 48, "patch_size": 8, "head_width": 24},
+    "text_cfg": _TEXT,
+}
+TIMM = {  # a SigLIP: a timm trunk without class token, pooled by attention
+    "embed_dim": 128,
+    "init_logit_bias": -10,
+    "custom_text": True,
+    "vision_cfg": {
+        "image_size": 56,
+        "timm_model_name": "vit_tabletop_patch7_56",
+        "timm_model_pretrained": False,
+        "timm_pool": "map",
+        "timm_proj": "none",
+    },
+    "text_cfg": {**_TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
+}
+PREPROCESS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+
+
+def tower(model_cfg: dict, seed: int = 0):
+    """The open_clip model of a configuration, as open_clip itself makes it."""
+    import open_clip
+
+    import teachers.tabletop_trunk  # noqa: F401
+
+    cfg = deepcopy(model_cfg)
+    kind = open_clip.CustomTextCLIP if cfg.pop("custom_text", False) else open_clip.CLIP
+    with seeded("tower", seed):
+        return kind(**cfg).eval()
+
+
+def write_tower(folder: Path, model_cfg: dict, seed: int = 0, **more) -> Path:
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    document = {"model_cfg": model_cfg, "preprocess_cfg": PREPROCESS, "words": WORDS, **more}
+    (folder / "open_clip_config.json").write_text(json.dumps(document))
+    save_file(tower(model_cfg, seed).state_dict(), folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def towers(tmp_path_factory) -> dict[str, Path]:
+    """Folders of a native tower and of one with a timm trunk, and of the same with other weights."""
+    root = tmp_path_factory.mktemp("towers")
+    return {
+        f"{kind}{seed}": write_tower(root / f"{kind}{seed}", cfg, seed, licence="Apache-2.0")
+        for kind, cfg in (("native", NATIVE), ("timm", TIMM))
+        for seed in (0, 1)
+    }
+
+
+@pytest.fixture(scope="session")
+def imagenet_photos() -> dict:
+    """Two 64-px photographs of each of 21 ImageNet classes, by WordNet id, as 2×3×64×64 in [0, 1]."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    root = Path(__file__).parents[3] / "shared/data/tiny_imagenet_21/val"
+    if not root.is_dir():
+        pytest.skip(f"needs real photographs in {root}")
+    photos = {}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        files = sorted(folder.rglob("*.JPEG"))[:2]
+        arrays = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+        photos[folder.name] = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+    return photos
