@@ -91,11 +91,15 @@ class PositionTable(nn.Module):
         return rearrange(self.pos_embed, "1 (h w) d -> 1 d h w", h=self.cells).float()
 
     def forward(self, batch: int, grid: Size) -> Tensor:
-        """Positions for `batch` images → B×N×D while training (a crop each), 1×N×D otherwise."""
-        if self.training:
-            crops = random_position_crop(batch, self.pos_embed.device)
-            return self._drop(self.read(crops, grid))
-        return self.fixed(grid)
+        """Positions for `batch` images → B×N×D while training (a crop each), 1×N×D otherwise.
+
+        At the table's own grid there is nothing to crop: RADIO then reads the whole table, in training too.
+        """
+        if not self.training:
+            return self.fixed(grid)
+        if grid == (self.cells, self.cells):
+            return self._drop(self.fixed(grid).expand(batch, -1, -1))
+        return self._drop(self.read(random_position_crop(batch, self.pos_embed.device), grid))
 
     def read(self, crops: Tensor, grid: Size) -> Tensor:
         """The table at B crops (x, y, width, height) → B×N×D; corners of the grid lie on corners of the crop."""

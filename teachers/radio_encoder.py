@@ -63,6 +63,7 @@ class RadioEncoder(Encoder):
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> RadioEncoder:
         """From a run folder or an export folder."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         folder = find_export(path)
@@ -70,7 +71,7 @@ class RadioEncoder(Encoder):
         model = RadioModel(RadioSpec.from_dict(config["spec"]))
         try:
             model.load_state_dict(load_file(folder / WEIGHTS))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             first = str(error).splitlines()
             raise UserError(
                 f"{folder / WEIGHTS} does not hold the student that {CONFIG} describes: {' '.join(first[:2])}",

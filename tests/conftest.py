@@ -62,7 +62,7 @@ def shards(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_recipe(shards, tmp_path_factory) -> Callable[..., dict]:
-    """Makes the tiny recipe as a dict: random teachers of two widths and patches, two streams, one of them rectangular."""
+    """Makes the tiny recipe as a dict: two random teachers of other widths and patches, a square a rectangular one."""
     cache = tmp_path_factory.mktemp("statistics")
 
     def make(run: Path | str) -> dict:
