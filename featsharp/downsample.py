@@ -15,6 +15,7 @@ from featsharp.config import DownsamplerConfig
 from featsharp.patches import gather, join, split, spread
 
 TILE = 4  # low-resolution cells along the side of a tile
+START = 0.4  # σ of the Gaussian that both downsamplers start from, in low-resolution cells: about a cell's own square
 
 
 def weighted_cells(x: Tensor, weights: Tensor, factor: int) -> Tensor:
@@ -24,17 +25,18 @@ def weighted_cells(x: Tensor, weights: Tensor, factor: int) -> Tensor:
     """
     h, w = weights.shape[-2:]
     k = int(weights.shape[1] ** 0.5)
-    seen = torch.arange((TILE - 1) * factor + k) - (k - factor) // 2
-    rows, columns = ((torch.arange(0, n, TILE)[:, None] * factor + seen).clamp(0, n * factor - 1) for n in (h, w))
+    seen = torch.arange((TILE - 1) * factor + k, device=x.device) - (k - factor) // 2
+    first = [torch.arange(0, n, TILE, device=x.device)[:, None] * factor for n in (h, w)]
+    rows, columns = ((start + seen).clamp(0, n * factor - 1) for start, n in zip(first, (h, w)))
     matrix = spread(split(weights.permute(0, 2, 3, 1), TILE), TILE, k, factor)
     patches = gather(x.permute(0, 2, 3, 1), rows, columns)
     return join(torch.bmm(matrix, patches), TILE, (h, w)).permute(0, 3, 1, 2)
 
 
-def gaussian_logits(k: int, factor: int) -> Tensor:
-    """K²: the log of a Gaussian about the centre with the cell's half-width as σ: where both downsamplers start."""
+def gaussian_logits(k: int, sigma: float) -> Tensor:
+    """K²: the log of a Gaussian about the centre, σ in sharp cells."""
     away = torch.arange(k) - (k - 1) / 2
-    return -(away[:, None] ** 2 + away[None, :] ** 2).flatten() / (2 * (factor / 2) ** 2)
+    return -(away[:, None] ** 2 + away[None, :] ** 2).flatten() / (2 * sigma**2)
 
 
 class Downsampler(nn.Module):
@@ -47,17 +49,17 @@ class Downsampler(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def taps_inside(self, h: int, w: int) -> Tensor:
+    def taps_inside(self, h: int, w: int, device: torch.device | str = "cpu") -> Tensor:
         """K²×h×w: whether a low-resolution cell's tap falls on the map."""
-        tap = torch.arange(self.k) - (self.k - self.factor) // 2
-        rows, columns = (torch.arange(n)[None, :] * self.factor + tap[:, None] for n in (h, w))
+        tap = torch.arange(self.k, device=device) - (self.k - self.factor) // 2
+        rows, columns = (torch.arange(n, device=device) * self.factor + tap[:, None] for n in (h, w))
         rows, columns = (rows >= 0) & (rows < h * self.factor), (columns >= 0) & (columns < w * self.factor)
         return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(0, 1)
 
     def weights(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """B×K²×h×w, summing to 1 over the taps that lie on the map and are not dropped."""
         logits = self.logits(x)
-        usable = self.taps_inside(*logits.shape[-2:]).to(x.device)
+        usable = self.taps_inside(*logits.shape[-2:], x.device)
         usable = usable if keep is None else usable & keep
         return logits.masked_fill(~usable, -torch.inf).softmax(1)
 
@@ -71,7 +73,7 @@ class SimpleDownsampler(Downsampler):
 
     def __init__(self, width: int, factor: int, config: DownsamplerConfig):
         super().__init__(width, factor, config)
-        self.kernel = nn.Parameter(gaussian_logits(self.k, factor))
+        self.kernel = nn.Parameter(gaussian_logits(self.k, START * factor))
 
     def logits(self, x: Tensor) -> Tensor:
         size = [n // self.factor for n in x.shape[-2:]]
@@ -86,7 +88,7 @@ class AttentionDownsampler(Downsampler):
         self.score = nn.Conv2d(width, self.k**2, self.k, stride=factor, padding=config.reach)
         nn.init.normal_(self.score.weight, std=0.1 / (width**0.5 * self.k))  # scores of 0.1 for unit-variance features
         with torch.no_grad():
-            self.score.bias.copy_(gaussian_logits(self.k, factor))
+            self.score.bias.copy_(gaussian_logits(self.k, START * factor))
 
     def logits(self, x: Tensor) -> Tensor:
         return self.score(x)

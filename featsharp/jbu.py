@@ -77,8 +77,12 @@ def composed_upsample(source: Tensor, kernel: Tensor, factor: int) -> Tensor:
     weights = torch.einsum("bixyl,yik->byxkl", weights, rows)  # taps along y → source rows
     weights = weights.unflatten(2, (nx, t)).unflatten(1, (ny, t)).permute(0, 1, 3, 2, 4, 5, 6)
     weights = weights.reshape(b * ny * nx, t * t, k * l)
-    patches = gather(source.permute(0, 2, 3, 1), row_start + torch.arange(k), column_start + torch.arange(l))
+    patches = gather(source.permute(0, 2, 3, 1), row_start + _count(k), column_start + _count(l))
     return join(torch.bmm(weights, patches), t, (h * factor, w * factor)).permute(0, 3, 1, 2)
+
+
+def _count(n: int) -> Tensor:
+    return torch.arange(n, device="cpu")  # whatever the default device: positions are worked out on the CPU
 
 
 @lru_cache(maxsize=64)
@@ -89,10 +93,10 @@ def _axis(n: int, factor: int, radius: int) -> tuple[Tensor, Tensor, int]:
     """
     t = factor * max(1, round(TILE / factor))
     enlarge = F.interpolate(
-        torch.eye(n, dtype=torch.float64)[None], size=n * factor, mode="linear", align_corners=False
+        torch.eye(n, dtype=torch.float64, device="cpu")[None], size=n * factor, mode="linear", align_corners=False
     )[0].T  # H×n
     tiles = -(-n * factor // t)
-    enlarge = enlarge[mirrored(torch.arange(-radius, n * factor + radius), n * factor)]
+    enlarge = enlarge[mirrored(_count(n * factor + 2 * radius) - radius, n * factor)]
     enlarge = F.pad(enlarge, (0, 0, 0, tiles * t + 2 * radius - len(enlarge)))
     taps = enlarge.unfold(0, 2 * radius + 1, 1).transpose(1, 2).reshape(tiles, t, 2 * radius + 1, n)
     used = (taps != 0).flatten(1, 2).any(1)  # tiles×n
@@ -100,7 +104,7 @@ def _axis(n: int, factor: int, radius: int) -> tuple[Tensor, Tensor, int]:
     last = n - 1 - used.flip(1).int().argmax(1)
     width = int((last - first).max()) + 1
     first = first.clamp(max=n - width)
-    index = (first[:, None] + torch.arange(width))[:, None, None].expand(-1, t, 2 * radius + 1, -1)
+    index = (first[:, None] + _count(width))[:, None, None].expand(-1, t, 2 * radius + 1, -1)
     return taps.gather(3, index).flatten(0, 1), first[:, None], t
 
 
@@ -133,7 +137,7 @@ def tile_likeness(q: Tensor, radius: int) -> Tensor:
     """The same by matrix products: all cells of a tile times all of its halo, of which the near pairs are kept."""
     h, w = q.shape[-2:]
     q = q.permute(0, 2, 3, 1)
-    around = gather(q, *(mirrored(halo(n, TILE, radius), n) for n in (h, w)))
+    around = gather(q, *(mirrored(halo(n, TILE, radius, q.device), n) for n in (h, w)))
     pairs = torch.bmm(split(q, TILE), around.transpose(1, 2))
     return join(near_pairs(pairs, TILE, 2 * radius + 1), TILE, (h, w)).permute(0, 3, 1, 2)
 

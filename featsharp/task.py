@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,16 @@ from featsharp import adapter as adapters
 from featsharp.config import SharpenerConfig
 from featsharp.consistency import Consistency, Sight
 from featsharp.downsample import draw_keep
+from featsharp.fidelity import Fidelity
 from featsharp.multiview import draw_views, sample_view
 from featsharp.tiles import in_chunks, look, shrink
+from featsharp.upsamplers.base import enlarge
 from teachers.features import Encoder, Size
 from teachers.phi_s import Moments, cached_moments, fit
-from teachers.seeding import seeded
+from teachers.seeding import seeded, torch_rng
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Batch(Protocol):
@@ -52,7 +57,7 @@ class SharpenObjective:
         self.view_size = tuple(n * config.factor for n in encoder.native_size)
         self.image_size = tuple(round(n * config.views.source_scale) for n in self.view_size)
         encoder.check_size(encoder.native_size)
-        self.fidelity: dict[str, float] = {}
+        self.fidelity: dict[str, float] = {}  # of the last evaluation
 
     # What the loop asks for (radio_distill/loop.py, `Objective`) --------------------------------------------------
 
@@ -126,6 +131,36 @@ class SharpenObjective:
         phi_s = self.model.adapter.phi_s
         tiles = None if tiles is None else phi_s(tiles)
         return Sight(image, phi_s(whole.spatial), tiles, phi_s(seen).unflatten(0, (-1, b)), to_base, keep)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Fidelity on held-out images, whose views are always the same; see `featsharp.fidelity`."""
+        fidelity = Fidelity(self.model)
+        for number, batch in enumerate(batches):
+            images = batch.float(self.image_size).to(self.device)
+            fidelity.update(self.see(images, torch_rng("fidelity", number)))
+        self.fidelity = fidelity.result()
+        return {f"{self.encoder.name}/{key}": value for key, value in self.fidelity.items()}
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> dict[str, Image]:
+        """A row an image: the image, the teacher's map, bilinear, sharpened; one PCA basis for all."""
+        from teachers.pictures import PcaBasis, panel
+
+        adapter, f = self.model.adapter, self.config.factor
+        images = shrink(batch.float(self.image_size).to(self.device), self.view_size)
+        with self.precision():
+            whole, tiles, _ = look(
+                self.encoder, images, f, adapter.upsampler.needs_tiles, self.config.max_tiles_per_call
+            )
+        maps = [whole.spatial, enlarge(whole.spatial, f), adapter.sharpen(whole.spatial, tiles, images)]
+        basis = PcaBasis.fit(maps)
+        titles = [self.encoder.name, f"bilinear {f}x", f"{self.config.upsampler} {f}x"]
+        rows = [
+            [("image", image), *((title, basis.to_rgb(m[i])) for title, m in zip(titles, maps))]
+            for i, image in enumerate(images)
+        ]
+        return {"sharpened": panel(rows)}
 
     def state(self) -> dict[str, Tensor]:
         """The teacher's statistics are buffers of the model, but no parameter: the loop saves them on their own."""
