@@ -1,0 +1,222 @@
+"""Turns an evaluation recipe and models into scores, running only what is missing, and then into the report."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from eval.config import EvalRecipe, load_recipe
+from eval.datasets import DATASETS
+from eval.datasets.split import Split
+from eval.encoders import FORMS, Model, open_models
+from eval.feature_cache import FeatureCache
+from eval.scores import Score, check_protocols, libraries, load, save, score_file, score_key, show
+from eval.tasks import TASKS
+from eval.tasks.task import Context, NotApplicable, TaskSettings
+from radio_distill.console import duration
+from teachers.errors import UserError
+
+
+@dataclass
+class Cell:
+    """One (model, task, seed) of the table."""
+
+    model: Model
+    task: str  # its name in the recipe
+    settings: TaskSettings
+    seed: int
+    file: Path
+
+    @property
+    def module(self):
+        return TASKS[self.settings.task]
+
+
+@dataclass
+class Suite:
+    """A recipe, opened: where its data, features and scores are."""
+
+    recipe: EvalRecipe
+    out: Path
+    data_root: Path
+    say: object = print
+    commit: str = "unknown"
+    _splits: dict[tuple[str, str], Split] = field(default_factory=dict)
+
+    def __post_init__(self):
+        folder = Path(self.recipe.cache).expanduser()
+        self.features = FeatureCache(folder, self.recipe.precision, self.recipe.batch, self.say)
+
+    def split(self, data: str, part: str) -> Split:
+        """The train or val part of a data set, opened once."""
+        if (data, part) not in self._splits:
+            config = self.recipe.datasets[data]
+            self._splits[data, part] = DATASETS[config.kind].open_split(data, config, self.data_root, part)
+        return self._splits[data, part]
+
+    def cells(self, models: Sequence[Model]) -> list[Cell]:
+        """The whole table, model by model."""
+        return [
+            Cell(model, task, settings, seed, score_file(self.out / "scores", model.name, model.identity, task, seed))
+            for model in models
+            for task, settings in self.recipe.task_settings.items()
+            for seed in seeds_of(settings)
+        ]
+
+    def context(self, cell: Cell) -> Context:
+        def split(part: str) -> Split:
+            return self.split(cell.settings.data, part)
+
+        return Context(cell.model, cell.settings, cell.seed, split, self.features, cell.module.FIT)
+
+    def data_identity(self, cell: Cell) -> str:
+        """Of the parts that the task uses; "absent" where they cannot be opened (the task will say why)."""
+        try:
+            return "+".join(self.split(cell.settings.data, part).identity for part in cell.module.SPLITS)
+        except UserError:
+            return "absent"
+
+    def key(self, cell: Cell) -> str:
+        settings = cell.settings.model_dump(mode="json", exclude={"seeds"})
+        data = self.data_identity(cell)
+        return score_key(cell.model.identity, cell.task, cell.module.VERSION, settings, data, cell.seed)
+
+    def found(self, cell: Cell) -> Score | None:
+        """The score that stands there already, perhaps under another name of the model, and is no failure."""
+        for file in sorted(self.out.glob(f"scores/*-{cell.model.identity[:8]}/{cell.file.name}")):
+            score = load(file)
+            if score.done and score.key == self.key(cell):
+                return score.model_copy(update={"model": cell.model.name, "replicate": cell.model.replicate})
+        return None
+
+    def run(self, models: Sequence[Model]) -> list[Score]:
+        """Score what is missing; every cell's score, in order."""
+        cells = self.cells(models)
+        scores = [self.found(cell) for cell in cells]
+        pending = [cell for cell, score in zip(cells, scores) if score is None]
+        there = len(cells) - len(pending)
+        self.say(f"{len(cells)} scores of {len(models)} models: {there} there, {len(pending)} to do")
+        for cell in pending:
+            self._announce(cell)
+        begun = time.monotonic()
+        fresh: dict[int, Score] = {}
+        for number, cell in enumerate(pending, start=1):
+            score = self.score(cell)
+            fresh[id(cell)] = score
+            spent = time.monotonic() - begun
+            eta = f"  eta {duration(spent / number * (len(pending) - number))}" if number < len(pending) else ""
+            self.say(f"[{number}/{len(pending)}] {_line(score)}  {score.seconds:.1f} s{eta}")
+        return [score or fresh[id(cell)] for cell, score in zip(cells, scores)]
+
+    def _announce(self, cell: Cell) -> None:
+        """Tell the cache what this cell will read: one forward pass then serves all tasks."""
+        try:
+            context = self.context(cell)
+            for encoder, part, output in cell.module.parts(context):
+                self.features.want(encoder, context.view(part, encoder), [output])
+        except (NotApplicable, UserError):
+            pass  # `score` meets it again and records it
+
+    def score(self, cell: Cell) -> Score:
+        """Run one cell and write its file, whatever comes of it."""
+        begun = time.monotonic()
+        metrics, facts, reason, failure = {}, {}, None, None
+        try:
+            context = self.context(cell)
+            facts["size"] = list(context.size)
+            cell.module.parts(context)
+            result = cell.module.run(context)
+            metrics, facts = result.metrics, facts | result.facts
+        except NotApplicable as why:
+            reason = str(why)
+        except UserError as error:
+            failure = str(error)
+        except Exception as error:  # one broken task must not cost the others' hours
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            failure = f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
+        score = Score(
+            model=cell.model.name, replicate=cell.model.replicate, identity=cell.model.identity, task=cell.task,
+            kind=cell.settings.task, group=cell.module.GROUP, protocol=cell.module.VERSION,
+            data=cell.settings.data, data_identity=self.data_identity(cell),
+            settings=cell.settings.model_dump(mode="json", exclude={"seeds"}),
+            seed=cell.seed, seeded=cell.module.SEEDED, metrics=metrics, facts=facts, not_applicable=reason,
+            error=failure, commit=self.commit, libraries=libraries(), date=time.strftime("%Y-%m-%d %H:%M:%S"),
+            seconds=round(time.monotonic() - begun, 2),
+        )  # fmt: skip
+        save(score, cell.file)
+        return score
+
+
+def seeds_of(settings: TaskSettings) -> list[int]:
+    """The seeds that a task is scored for; 0 for one that draws nothing."""
+    return settings.seeds if TASKS[settings.task].SEEDED else [0]
+
+
+def _line(score: Score) -> str:
+    head = f"{score.model}  {score.task}" + (f" seed {score.seed}" if score.seeded else "")
+    if score.error:
+        return f"{head}  FAILED: {score.error.splitlines()[0]}"
+    if score.not_applicable:
+        return f"{head}  n/a: {score.not_applicable}"
+    shown = [f"{name} {show(metric.value, metric.unit)}" for name, metric in score.metrics.items()]
+    return f"{head}  " + ", ".join(shown[:3]) + (", ..." if len(shown) > 3 else "")
+
+
+def main(argv: list[str]) -> int:
+    """The command; returns its exit status: 0, 1 where a task failed, 2 for a user's mistake."""
+    arguments = _parser().parse_args(argv)
+    recipe, path = load_recipe(arguments.recipe, arguments.set)
+    if recipe.threads:
+        import torch
+
+        torch.set_num_threads(recipe.threads)
+    from radio_distill.run_folder import commit
+
+    out = Path(arguments.out or f"runs/eval/{path.stem}").expanduser()
+    suite = Suite(recipe, out, Path(arguments.data_root or recipe.data_root).expanduser(), _say, commit())
+    models = open_models(arguments.models, arguments.device)
+    baseline = arguments.baseline or models[0].name
+    if baseline not in {model.name for model in models}:
+        names = ", ".join(dict.fromkeys(model.name for model in models))
+        raise UserError(f"--baseline {baseline}: no such model", expected=f"one of {names}")
+    scores = suite.run(models)
+    check_protocols(scores)
+    from eval.report import write
+
+    command = shlex.join(["python", "-m", "eval", *argv])
+    report = write(suite, models, scores, baseline, title=path.stem, command=command, common=arguments.common)
+    failed = [score for score in scores if score.error]
+    for score in failed:
+        _say(f"FAILED {score.model}, {score.task}: {score.error}")
+    _say(f"report: {report}")
+    return 1 if failed else 0
+
+
+@cache
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval",
+        description="Score models under one protocol, skipping what is scored already, and write the report. "
+        "For Δm%% of a plain table: python -m eval delta --help",
+        epilog=f"A MODEL is {FORMS}. Models of one name are repetitions (training seeds).",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a file, or one of recipes/eval/: quick, real_small")
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="what to score; see below")
+    parser.add_argument("--baseline", metavar="NAME", help="the model that Δm%% is against (default: the first)")
+    parser.add_argument("--out", metavar="DIR", help="scores and report (default: runs/eval/<recipe>)")
+    parser.add_argument("--data-root", metavar="DIR", help="folder of the data sets (default: the recipe's)")
+    parser.add_argument("--device", default="cpu", help="where models run (default: cpu)")
+    parser.add_argument("--common", action="store_true", help="Δm%% over shared metrics where a row is incomplete")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key of the recipe")
+    return parser
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stdout, flush=True)

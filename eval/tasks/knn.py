@@ -1,0 +1,70 @@
+"""Summaries of labelled pictures → the accuracy of a weighted vote among nearest neighbours."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from eval.resampling import hits, metric, percentage
+from eval.tasks.task import Context, Need, NotApplicable, Result, TaskSettings
+from teachers.errors import UserError
+
+VERSION = 1
+GROUP = "Classification"
+COUNTS = True
+SEEDED = False
+FIT = "crop"
+SPLITS = ("train", "val")
+PROTOCOL = (
+    "Backbone summaries, unit length; the k = 20 most similar training pictures (cosine s) vote for their class with "
+    "weight exp(s / 0.07). Pictures: largest centred square, resized. Metric: top-1 accuracy. "
+    "Chance: always the most frequent training class. (RADIO's protocol.)"
+)
+BLOCK = 1024  # queries at once
+
+
+class Settings(TaskSettings):
+    """k-NN classification."""
+
+    task: Literal["knn"]
+    k: Annotated[int, Field(ge=1)] = Field(20, description="neighbours that vote")
+    temperature: Annotated[float, Field(gt=0)] = Field(0.07, description="of the votes' weights")
+
+
+def parts(ctx: Context) -> list[Need]:
+    encoder = ctx.model.encoder
+    if encoder.dims.summary is None:
+        raise NotApplicable("the model has no summary")
+    return [(encoder, "train", "backbone.summary"), (encoder, "val", "backbone.summary")]
+
+
+def run(ctx: Context) -> Result:
+    train, val = ctx.split("train"), ctx.split("val")
+    bank_labels, labels = train.labels(), val.labels()
+    if ctx.settings.k > train.count:
+        raise UserError(f"k = {ctx.settings.k}, but {train} has {train.count} pictures", expected="a smaller k")
+    absent = sorted(set(labels.tolist()) - set(bank_labels.tolist()))
+    if absent:
+        raise UserError(f"{train} has no picture of class {train.class_names[absent[0]]!r}, {val} has")
+    bank, queries = ctx.features("train", "backbone.summary").all(), ctx.features("val", "backbone.summary").all()
+    scores = vote(bank, bank_labels, queries, len(train.class_names), ctx.settings.k, ctx.settings.temperature)
+    right = (scores.argmax(dim=1) == labels).numpy()
+    commonest = bank_labels.bincount().argmax()
+    chance = 100.0 * (labels == commonest).double().mean().item()
+    top1 = metric(hits(right), percentage, val.identity, direction="higher", unit="%", chance=chance)
+    return Result({"k-NN top-1": top1}, {"bank": train.count})
+
+
+def vote(bank: Tensor, bank_labels: Tensor, queries: Tensor, classes: int, k: int, temperature: float) -> Tensor:
+    """Class scores N×C of `queries` N×D from a labelled bank M×D."""
+    bank, queries = F.normalize(bank.double()), F.normalize(queries.double())
+    scores = []
+    for block in queries.split(BLOCK):
+        similarity, neighbours = (block @ bank.T).topk(k, dim=1)
+        votes = torch.zeros(len(block), classes, dtype=torch.float64)
+        scores.append(votes.scatter_add_(1, bank_labels[neighbours], (similarity / temperature).exp()))
+    return torch.cat(scores)

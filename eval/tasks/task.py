@@ -1,0 +1,81 @@
+"""What a task is: a module with its protocol as data, `parts` (the features it needs) and `run` (features → figures).
+
+VERSION    raised whenever figures stop being comparable with earlier ones
+GROUP      the column of Δm% that its metrics are averaged into
+COUNTS     whether its metrics enter Δm%, or are only shown
+SEEDED     whether figures depend on a seed (a probe's initialisation)
+FIT        how pictures come to the model's size: "crop" (largest centred box) or "stretch" (whole)
+SPLITS     the parts of the data set that it uses
+PROTOCOL   what is done, in words; printed in every report
+Settings   its section of a recipe
+parts(ctx) → [(encoder, split, part), ...]   asked for before `run`, so that one forward pass serves all tasks
+run(ctx)   → Result
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import Field
+
+from eval.datasets.split import Split
+from eval.encoders import Model, nearest_size
+from eval.feature_cache import FeatureCache, Stored, View
+from eval.scores import MetricScore
+from radio_distill.documents import Section
+from radio_distill.recipe import SizeKey
+from teachers.features import Encoder, Size
+
+Need = tuple[Encoder, str, str]  # encoder, split ("train" or "val"), part
+
+
+class TaskSettings(Section):
+    """What every task can be told."""
+
+    task: str = Field(description="which one")
+    data: str = Field(description="a name under data:")
+    size: Literal["native"] | SizeKey = Field(
+        "native", description="pixels, or the model's own size; a model that cannot take it gets its nearest"
+    )
+
+
+class NotApplicable(Exception):
+    """The model cannot be asked this question (no text tower, no heads); that is no failure."""
+
+
+@dataclass
+class Result:
+    """What a task found."""
+
+    metrics: dict[str, MetricScore]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """One model before one task."""
+
+    model: Model
+    settings: Any  # the task's Settings
+    seed: int
+    split: Callable[[str], Split]  # "train" or "val" → that part of the task's data
+    cache: FeatureCache
+    fit: str  # crop or stretch
+
+    @property
+    def size(self) -> Size:
+        """The size that the model is shown."""
+        wanted = self.settings.size
+        return nearest_size(self.model.encoder, None if wanted == "native" else wanted)
+
+    def view(self, part: str, encoder: Encoder) -> View:
+        """A split as `encoder` sees it: the model at the task's size, any other (a teacher) at its own."""
+        size = self.size if encoder is self.model.encoder else nearest_size(encoder, None)
+        return View(self.split(part), size, self.fit)
+
+    def features(self, part: str, output: str, encoder: Encoder | None = None) -> Stored:
+        """`output` (such as `backbone.summary`) of all pictures of split `part`."""
+        encoder = self.model.encoder if encoder is None else encoder
+        return self.cache.get(encoder, self.view(part, encoder), output)
