@@ -103,7 +103,11 @@ class RadioEncoder(Encoder):
         """`backbone` and every adaptor from one forward pass."""
         self.check(images)
         with torch.no_grad():
-            return {name: Features(*output) for name, output in self.model(images).items()}
+            return {name: Features(*output) for name, output in self.model(images.float()).items()}
+
+    def train(self, mode: bool = True) -> RadioEncoder:
+        """Stay in eval mode, also as a part of a module in training: positions must not be cropped at random."""
+        return super().train(False)
 
     @property
     def adaptor_names(self) -> tuple[str, ...]:

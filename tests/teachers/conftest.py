@@ -67,7 +67,7 @@ def towers(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def imagenet_photos() -> dict:
-    """Two 64-px photographs of each of 21 ImageNet classes, by WordNet id, as 2×3×64×64 in [0, 1]."""
+    """A 64-px photograph of each of 21 ImageNet classes, by WordNet id, as 1×3×64×64 in [0, 1]."""
     import numpy as np
     import torch
     from PIL import Image
@@ -77,7 +77,7 @@ def imagenet_photos() -> dict:
         pytest.skip(f"needs real photographs in {root}")
     photos = {}
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        files = sorted(folder.rglob("*.JPEG"))[:2]
+        files = sorted(folder.rglob("*.JPEG"))[:1]
         arrays = [np.asarray(Image.open(file).convert("RGB")) for file in files]
         photos[folder.name] = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
     return photos

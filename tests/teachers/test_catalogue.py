@@ -1,0 +1,142 @@
+"""The catalogue: what it says of an encoder is what building gives, and what it says of weights is what to do."""
+
+import re
+
+import pytest
+import torch
+
+from teachers import catalogue
+from teachers.__main__ import main
+from teachers.catalogue import CATALOGUE, build, locate, missing
+from teachers.errors import UserError
+
+DESCRIBED = [name for name, entry in CATALOGUE.items() if entry.size is not None]
+
+
+def on_meta(name: str):
+    if name.startswith("tabletop") and missing(name):
+        pytest.skip(missing(name))  # its configuration lies beside its weights
+    return build(name, meta=True)
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_an_entry_says_what_building_gives(name):
+    entry, encoder = CATALOGUE[name], on_meta(name)
+    assert encoder.name == name
+    assert (encoder.native_size, encoder.patch_size, encoder.dims) == (entry.size, entry.patch, entry.dims)
+    assert encoder.licence == entry.licence
+    assert sum(p.numel() for p in encoder.parameters()) == entry.parameters
+    assert all(p.is_meta for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_a_meta_encoder_runs_so_a_plan_can_count_its_operations(name):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    encoder = on_meta(name)
+    with FlopCounterMode(display=False) as counter:
+        summary, spatial = encoder(torch.rand(1, 3, *encoder.native_size, device="meta"))
+    assert spatial.shape == (1, encoder.dims.spatial, *encoder.grid(encoder.native_size))
+    assert (None if summary is None else summary.shape[1]) == encoder.dims.summary
+    assert counter.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("name", ["dfn_clip", "siglip", "siglip2", "siglip2_378", "siglip2_g"])
+def test_an_entrys_weights_are_those_that_open_clip_publishes_for_its_model_and_tag(name):
+    import open_clip
+
+    entry = CATALOGUE[name]
+    published = open_clip.get_pretrained_cfg(entry.options["model"], entry.options["tag"])
+    assert entry.weights == "hf:" + published["hf_hub"].rstrip("/")
+    assert bool(published.get("quick_gelu")) == bool(
+        open_clip.get_model_config(entry.options["model"]).get("quick_gelu")
+    )
+
+
+@pytest.mark.parametrize("name", ["dinov2_l", "dinov2_g", "sam_h"])
+def test_an_entrys_weights_are_those_that_timm_publishes_for_its_model(name):
+    import timm
+
+    entry = CATALOGUE[name]
+    published = timm.get_pretrained_cfg(entry.options["model"])
+    assert entry.weights == "hf:" + published.hf_hub_id
+    assert entry.licence.lower() == published.license
+
+
+def test_whitening_is_each_models_own():
+    clip, half = (0.48145466, 0.4578275, 0.40821073), (0.5, 0.5, 0.5)
+    imagenet = (0.485, 0.456, 0.406)
+    means = {
+        "dfn_clip": clip,
+        "siglip": half,
+        "siglip2_g": half,
+        "dinov2_l": imagenet,
+        "sam_h": imagenet,
+        "lite0": half,
+    }
+    for name, mean in means.items():
+        family = catalogue._family(CATALOGUE[name])
+        if CATALOGUE[name].family == "open_clip_encoder":
+            options = {key: CATALOGUE[name].options[key] for key in ("model", "tag")}
+            source = family.resolve(name, weights=CATALOGUE[name].weights, config=None, meta=True, **options)
+            assert source.mean == mean
+        else:
+            import timm
+
+            assert timm.get_pretrained_cfg(CATALOGUE[name].options["model"]).mean == mean
+
+
+def test_image_size_reaches_every_family():
+    assert build("dfn_clip", meta=True, image_size=[224, 448]).native_size == (224, 448)
+    assert build("dinov2_l", meta=True, image_size=224).native_size == (224, 224)
+    assert build("random", image_size=[32, 64]).native_size == (32, 64)
+    with pytest.raises(UserError, match="image_size='big'"):
+        build("dinov2_l", meta=True, image_size="big")
+
+
+def test_missing_weights_say_the_same_with_and_without_building(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name, command in {
+        "dfn_clip": r"hf download apple/DFN5B-CLIP-ViT-H-14-378 --include 'open_clip_\*'",
+        "dinov2_l": "hf download timm/vit_large_patch14_reg4_dinov2.lvd142m model.safetensors",
+    }.items():
+        assert re.search(command, missing(name))
+        with pytest.raises(UserError) as caught:
+            build(name)
+        assert str(caught.value) == missing(name)
+    assert "train.py" in missing("radio")
+    assert missing("random") is None and missing("dfn_clip", "random") is None
+
+
+def test_unknown_names_options_and_dtypes_list_the_known_ones():
+    with pytest.raises(UserError, match="unknown encoder 'dfn'(.*\n)+.*dfn_clip, siglip"):
+        build("dfn")
+    with pytest.raises(UserError, match="unknown encoder 'dfn'"):
+        locate("dfn")
+    with pytest.raises(UserError, match="has no option 'widht'(.*\n)+.*width"):
+        build("random", widht=3)
+    assert "has no option 'layers'" in missing("lite0", layers=16)
+    with pytest.raises(UserError, match="unknown encoder dtype 'half'(.*\n)+.*bf16"):
+        build("random", dtype="half")
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_the_command_shows_every_entry_and_how_to_get_it(capsys, monkeypatch, tmp_path, columns):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[: lines.index("") if "" in lines else len(lines)]
+    for name, entry in CATALOGUE.items():
+        (row,) = [line for line in table if line.split()[:1] == [name]]
+        if entry.size:
+            assert "×".join(map(str, entry.size)) in row and entry.licence.split()[0] in row
+    assert any(line.endswith("hf download apple/DFN5B-CLIP-ViT-H-14-378 --include 'open_clip_*'") for line in lines)
+    assert all(len(line) <= columns for line in lines if "hf download" not in line)
+
+
+def test_the_command_shows_one_entry_with_its_options(capsys):
+    assert main(["lite0"]) == 0
+    assert "layer" in capsys.readouterr().out
+    assert main(["lite9"]) == 2
+    assert "unknown encoder 'lite9'" in capsys.readouterr().err
