@@ -36,13 +36,12 @@ class Adapter(nn.Module):
 
     def forward(self, low: Tensor, tiles: Tensor | None, image: Tensor) -> Tensor:
         """Maps in PHI-S space B×C×h×w, B×C×fh×fw (or None), image B×3×H×W in [0, 1] → B×C×fh×fw in PHI-S space."""
-        dtype = next(self.upsampler.parameters(), low).dtype
-        low, image = low.to(dtype), (4 * image - 2).to(dtype)  # about what the teachers' own whitening gives
-        tiles = None if tiles is None else tiles.to(dtype)
         if self.bias is not None:
             low = self.bias(low)
             tiles = None if tiles is None else self.bias(tiles, self.upsampler.factor)
-        return self.upsampler(low, tiles, image)
+        dtype = next(self.upsampler.parameters(), low).dtype
+        image = 4 * image - 2  # about what the teachers' own whitening gives
+        return self.upsampler(low.to(dtype), None if tiles is None else tiles.to(dtype), image.to(dtype))
 
     def sharpen(self, low: Tensor, tiles: Tensor | None, image: Tensor) -> Tensor:
         """The same from and to the teacher's space; fp32."""

@@ -54,6 +54,7 @@ def shift_upsample(source: Tensor, kernel: Tensor, factor: int) -> Tensor:
     h, w = kernel.shape[-2:]
     large = F.interpolate(source, size=(h, w), mode="bilinear", align_corners=False)
     large = reflect_pad(large, d // 2)
+    kernel = kernel.to(source.dtype)
     return sum(kernel[:, i * d + j, None] * large[:, :, i : i + h, j : j + w] for i in range(d) for j in range(d))
 
 
@@ -76,7 +77,7 @@ def composed_upsample(source: Tensor, kernel: Tensor, factor: int) -> Tensor:
     weights = torch.einsum("bijyx,xjl->bixyl", kernel, columns)  # taps along x → source columns
     weights = torch.einsum("bixyl,yik->byxkl", weights, rows)  # taps along y → source rows
     weights = weights.unflatten(2, (nx, t)).unflatten(1, (ny, t)).permute(0, 1, 3, 2, 4, 5, 6)
-    weights = weights.reshape(b * ny * nx, t * t, k * l)
+    weights = weights.reshape(b * ny * nx, t * t, k * l).to(source.dtype)
     patches = gather(source.permute(0, 2, 3, 1), row_start + _count(k), column_start + _count(l))
     return join(torch.bmm(weights, patches), t, (h * factor, w * factor)).permute(0, 3, 1, 2)
 
@@ -119,9 +120,11 @@ def bilateral_kernel(
     softmax(τ·⟨q(p+o), q(p)⟩) · exp(−|o|²/2σ²), normalised, is one softmax over the sum of the exponents.
     """
     likeness = shift_likeness if implementation == "shift" else tile_likeness
-    tap = torch.linspace(-1, 1, 2 * radius + 1, device=guidance.device, dtype=guidance.dtype)
+    alike = likeness(guidance, radius)
+    alike = alike.to(torch.promote_types(alike.dtype, torch.float32))  # weights that sum to 1 need the digits
+    tap = torch.linspace(-1, 1, 2 * radius + 1, device=alike.device, dtype=alike.dtype)
     distance = (tap[:, None] ** 2 + tap[None, :] ** 2).view(1, -1, 1, 1)
-    scores = temperature.exp().clamp(1e-4, 1e4) * likeness(guidance, radius) - distance / (2 * sigma**2)
+    scores = temperature.exp().clamp(1e-4, 1e4) * alike - distance / (2 * sigma**2)
     return scores.softmax(1)
 
 
