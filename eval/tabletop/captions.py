@@ -25,7 +25,8 @@ _TOGETHER = (
     "{made} on a table",
     "{short} {relation} {other_short}",
     "{count} things: {list}",
-    "a picture of {plain} and {other_plain}",
+    "a picture of {plain}",
+    "{plain} and {other_plain}",
 )
 _PROMPTS = ("a photo of {}", "a picture of {}", "{} on a table", "{} alone on the table")
 _QUESTIONS = {

@@ -20,7 +20,7 @@ from teachers.seeding import numpy_rng
 MAX_THINGS = 4
 _COUNT_ODDS = (0.2, 0.3, 0.3, 0.2)  # of 1, 2, 3, 4 things
 _COARSE = 40  # side of the picture on which areas are measured
-_MAIN_SHARE = 0.025  # of the picture, at least
+_MAIN_SHARE = 0.04  # of the picture, at least
 _MAIN_LEAD = 1.25  # times the next largest, at least
 _VISIBLE = 8  # coarse pixels that every thing shows, at least
 _ATTEMPTS = 60
@@ -73,7 +73,7 @@ def _draw_others(main: Thing, count: int, rng: np.random.Generator) -> list[Thin
     for _ in range(count):
         other = _draw_thing(rng, main.size)
         for _ in range(12):
-            other.position[:2] = rng.uniform((-0.45, -0.1), (0.45, 0.5))
+            other.position[:2] = rng.uniform((-0.36, -0.08), (0.36, 0.5))
             if all(_apart(other, thing) for thing in things):
                 things.append(other)
                 break
@@ -97,7 +97,7 @@ def _draw_camera(things: list[Thing], rng: np.random.Generator) -> Camera:
     middle = np.mean([thing.position for thing in things], axis=0)
     target = 0.7 * things[0].position + 0.3 * middle + rng.normal(0, 0.02, 3)
     azimuth, elevation = np.radians(rng.uniform(-32, 32)), np.radians(rng.uniform(17, 45))
-    return camera_towards(target, azimuth, elevation, rng.uniform(0.75, 1.0), np.radians(rng.normal(0, 2)), 1.25)
+    return camera_towards(target, azimuth, elevation, rng.uniform(0.6, 0.8), np.radians(rng.normal(0, 2)), 1.25)
 
 
 def _areas(things: list[Thing], camera: Camera) -> ndarray:
@@ -130,8 +130,8 @@ def draw(seed: int, split: str, index: int, view: int = 0) -> tuple[Layout, Came
     warmth = rng.uniform(-0.06, 0.06)
     layout = Layout(
         things,
-        table=_draw_surface(rng, (0.35, 0.8)),
-        wall=_draw_surface(rng, (0.2, 0.55)),
+        table=_draw_surface(rng, (0.25, 0.6)),
+        wall=_draw_surface(rng, (0.15, 0.45)),
         light=light,
         key=(rng.uniform(0.75, 1.05) * np.array([1 + warmth, 1, 1 - warmth])).astype(np.float32),
         ambient=(rng.uniform(0.3, 0.45) * np.array([1 - warmth, 1, 1 + warmth])).astype(np.float32),

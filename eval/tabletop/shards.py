@@ -108,16 +108,24 @@ def write(
     return sorted(in_processes(work, range(-(-scenes // per_shard)), workers, "rendering shards"))
 
 
-def _render_block(block: range, seed: int, split: str, size: int) -> tuple[int, np.ndarray, list, list[int]]:
+def _render_block(block: range, seed: int, split: str, size: int) -> tuple[int, np.ndarray, list[dict]]:
     scenes = [render(seed, split, index, size) for index in block]
-    images = np.stack([scene.image for scene in scenes])
-    return block.start, images, [scene.captions for scene in scenes], [scene.label for scene in scenes]
+    return block.start, np.stack([scene.image for scene in scenes]), [labels(scene) for scene in scenes]
+
+
+def _collect(seed: int, split: str, scenes: int, size: int, workers: int) -> tuple[np.ndarray, list[dict]]:
+    images, truths = np.empty((scenes, size, size, 3), np.uint8), [{}] * scenes
+    blocks = [range(start, min(start + 100, scenes)) for start in range(0, scenes, 100)]
+    work = partial(_render_block, seed=seed, split=split, size=size)
+    for start, some, said in in_processes(work, blocks, workers, f"rendering {split}"):
+        images[start : start + len(some)], truths[start : start + len(some)] = some, said
+    return images, truths
 
 
 def collect(
     seed: int, split: str, scenes: int, *, size: int = 128, workers: int = 0, keep_in: Path | None = None
-) -> tuple[np.ndarray, list[list[str]], np.ndarray]:
-    """Pictures `N×H×W×3` uint8, captions (N lists) and classes (N) of scenes 0 to N.
+) -> tuple[np.ndarray, list[dict]]:
+    """Pictures `N×H×W×3` uint8 and the `labels` of scenes 0 to N.
 
     With `keep_in`, a folder, they are kept there and found again (under a name that changes with the renderer).
     """
@@ -126,27 +134,15 @@ def collect(
     probe = hashlib.sha256()
     for index in range(12):
         scene = render(seed, split, index, size)
-        probe.update(scene.image.tobytes() + repr(scene.captions).encode())
+        probe.update(scene.image.tobytes() + repr(labels(scene)).encode())
     stem = f"{split}-{seed}-{scenes}x{size}-{probe.hexdigest()[:12]}"
-    pictures, texts = keep_in / f"{stem}.npy", keep_in / f"{stem}.json"
-    if not texts.exists():
-        images, captions, classes = _collect(seed, split, scenes, size, workers)
+    pictures, said = keep_in / f"{stem}.npy", keep_in / f"{stem}.json"
+    if not said.exists():
+        images, truths = _collect(seed, split, scenes, size, workers)
         keep_in.mkdir(parents=True, exist_ok=True)
         part = keep_in / f".{stem}.{os.getpid()}.npy"
         np.save(part, images)
         os.replace(part, pictures)
-        part.write_text(json.dumps([captions, classes.tolist()]))
-        os.replace(part, texts)
-    captions, classes = json.loads(texts.read_text())
-    return np.load(pictures, mmap_mode="r"), captions, np.array(classes)
-
-
-def _collect(seed: int, split: str, scenes: int, size: int, workers: int):
-    images, captions = np.empty((scenes, size, size, 3), np.uint8), [[]] * scenes
-    classes = np.empty(scenes, np.int64)
-    blocks = [range(start, min(start + 100, scenes)) for start in range(0, scenes, 100)]
-    work = partial(_render_block, seed=seed, split=split, size=size)
-    for start, some, texts, kinds in in_processes(work, blocks, workers, f"rendering {split}"):
-        end = start + len(some)
-        images[start:end], captions[start:end], classes[start:end] = some, texts, kinds
-    return images, captions, classes
+        part.write_text(json.dumps(truths))
+        os.replace(part, said)
+    return np.load(pictures, mmap_mode="r"), json.loads(said.read_text())

@@ -146,8 +146,9 @@ def measure(
     from eval.tabletop.shards import collect
 
     model, config = load(folder)
-    images, captions, labels = collect(seed, "held-out", scenes, workers=workers, keep_in=keep_in)
-    first = [texts[0] for texts in captions[:retrieval]]
+    images, truths = collect(seed, "held-out", scenes, workers=workers, keep_in=keep_in)
+    labels = np.array([truth["class"] for truth in truths])
+    first = [truth["captions"][0] for truth in truths[:retrieval]]
     to_text, to_image = recall_at_1(model, config, images[:retrieval], first)
     return {
         "zero_shot_kind_accuracy": round(zero_shot(model, config, images, labels), 4),
