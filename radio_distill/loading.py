@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -144,6 +145,8 @@ def _only_the_trainer_stops_us(_: int) -> None:
 
     def stop(*_: object) -> None:
         if stopping.is_set() or os.getppid() != trainer:
+            for program in psutil.Process().children(recursive=True):  # of a pipe that hangs
+                program.terminate()
             os._exit(0)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -13,7 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from teachers.errors import UserError
 
@@ -189,25 +189,28 @@ def _tar(file: IO[bytes]) -> tarfile.TarFile:
         raise tarfile.ReadError("is not a tar archive") from None
 
 
-class _Closing:
-    """A webdataset pipe whose end is not an error: a reader that stops early breaks it on purpose."""
+class _Pipe:
+    """A webdataset pipe that ends with its reader, who may stop early: closing it waits for no program."""
 
-    def __init__(self, pipe: IO[bytes]):
+    def __init__(self, pipe: Any):
         self.pipe, self.read = pipe, pipe.read
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
+            self.pipe.proc.terminate()
+            self.pipe.ignore_errors = True
             self.pipe.close()
 
 
-def _open(shard: str) -> IO[bytes] | _Closing:
+def _open(shard: str) -> IO[bytes] | _Pipe:
     if not _ADDRESS.match(shard):
         return open(shard, "rb")
     from webdataset.gopen import gopen, gopen_schemes
 
     if shard.startswith("s3://") and "s3" not in gopen_schemes:  # webdataset itself knows s3 only through AIStore
         shard = f"pipe:aws s3 cp --only-show-errors {shlex.quote(shard)} -"
-    return _Closing(gopen(shard, "rb"))
+    file = gopen(shard, "rb")
+    return _Pipe(file) if hasattr(file, "proc") else file
 
 
 def _split(member: tarfile.TarInfo) -> tuple[str | None, str]:

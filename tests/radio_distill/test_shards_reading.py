@@ -110,5 +110,6 @@ def test_pipes_and_compressed_tars_are_read_and_a_failing_pipe_is_told(tmp_path)
     keys = [[item.key for item in tars.read(name)] for name in (f"pipe:cat {path}", str(tmp_path / "s.tar.gz"))]
     assert keys == [["0", "1", "2"]] * 2
     assert [item.problem is not None for item in tars.read("pipe:exit 3")] == [True]
+    assert len(list(tars.read(f"pipe:cat {path}; sleep 300"))) == 3  # and no waiting for the program to end
     half = [item.picture is not None for item in tars.read(f"pipe:head -c 2500 {path}")]
     assert half == [True, False]
