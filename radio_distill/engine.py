@@ -120,10 +120,9 @@ def quiet_deepspeed() -> Any:
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
     if not torch.cuda.is_available():
-        # A private name, made on first use; should it go one day, the op is compiled again and nothing else is lost.
-        operators = getattr(deepspeed.ops, "__compatible_ops__", {})
-        if "deepspeed_shm_comm" in operators:
-            operators["deepspeed_shm_comm"] = False
+        # A private name. DeepSpeed 0.19 makes it on first use, by trying out compilers: ours stands before that.
+        # Should it go one day, the op is compiled again and nothing else is lost.
+        vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     return deepspeed
 
 

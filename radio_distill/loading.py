@@ -62,7 +62,7 @@ class Loader:
         self._stream, self._workers = stream, workers
         self._requests = _Requests(sizes, start)
         # Until told to stop, a process ignores SIGTERM: when a whole group is signalled, the trainer decides.
-        self._stopping = torch.multiprocessing.Event() if workers else None
+        self._stopping = _fork().Event() if workers else None
         self._makers = _Makers(makers, self._stopping)
         self._answers: Iterator[Any] | None = None
         if workers:
@@ -101,6 +101,7 @@ class Loader:
             batch_size=None,
             sampler=self._requests,
             num_workers=self._workers,
+            multiprocessing_context=_fork(),
             prefetch_factor=AHEAD,
             collate_fn=_as_it_is,
             worker_init_fn=_only_the_trainer_stops_us,
@@ -108,6 +109,11 @@ class Loader:
         )
         with _signals_held(), _own_sigchld():
             return iter(loader)
+
+
+def _fork() -> Any:
+    """Processes that inherit their makers; by default some systems and Python 3.14 would pickle them instead."""
+    return torch.multiprocessing.get_context("fork")
 
 
 @contextlib.contextmanager
