@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
 
 from rich.console import Console
@@ -59,7 +58,8 @@ def _show_one(console: Console, name: str) -> None:
     facts = {**_facts(entry), "licence": entry.licence or "the weights' own"}
     if entry.weights:
         facts["weights"] = _how(name) if missing(name) else locate(name)
-    facts["options"] = ", ".join(_shown(key, parameter) for key, parameter in options.items())
+    defaults = {key: entry.options.get(key, parameter.default) for key, parameter in options.items()}
+    facts["options"] = ", ".join(key if value is None else f"{key}={value}" for key, value in defaults.items())
     console.print(f"{name}: {entry.about}", soft_wrap=False)
     console.print(_pairs(facts))
 
@@ -91,10 +91,6 @@ def _how(name: str) -> str:
     lines = (missing(name) or "").splitlines()
     commands = [line.partition("do this:")[2].partition("   (")[0].strip() for line in lines]
     return next(filter(None, commands), " ".join(lines))
-
-
-def _shown(key: str, parameter: inspect.Parameter) -> str:
-    return key if parameter.default in (None, inspect.Parameter.empty) else f"{key}={parameter.default}"
 
 
 def _pairs(pairs: dict[str, str]) -> Table:

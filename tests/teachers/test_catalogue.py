@@ -137,6 +137,6 @@ def test_the_command_shows_every_entry_and_how_to_get_it(capsys, monkeypatch, tm
 
 def test_the_command_shows_one_entry_with_its_options(capsys):
     assert main(["lite0"]) == 0
-    assert "layer" in capsys.readouterr().out
+    assert "layer=16, match=position" in capsys.readouterr().out
     assert main(["lite9"]) == 2
     assert "unknown encoder 'lite9'" in capsys.readouterr().err
