@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,13 +38,16 @@ class BatchMaker:
         start: dict,
     ):
         self._config, self._stream, self._seed, self._sources = config, stream, seed, sources
-        self._reader = Reader(sources, stream, seed, number, readers, config.shuffle, start)
+        # Made by the first batch: a maker that has not begun can be sent to a process, an open shard cannot.
+        self._open = partial(Reader, sources, stream, seed, number, readers, config.shuffle, start)
+        self._reader: Reader | None = None
         self._seen, self._bad, self._barren = start["seen"], start["bad"], list(start["barren"])
         self._faults: Counter[str] = Counter()  # by shard, since this process began: for the message
         self._examples: dict[str, list[str]] = {}
 
     def make(self, index: int, sizes: Sequence[Size]) -> tuple[Batch, dict[str, Any]]:
         """Batch number `index`, and this reader's state after it."""
+        self._reader = self._reader or self._open()
         batch = empty(self._config.batch, sizes, self._stream, index)
         while len(batch.keys) < self._config.batch:
             self._take(batch, sizes[0][1] / sizes[0][0])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
+import pickle
 import signal
 
 import pytest
@@ -203,6 +205,13 @@ def test_processes_outlive_signals_until_the_stream_is_closed(tmp_path):
     for process in processes:
         process.join(5)
         assert not process.is_alive()
+
+
+def test_makers_reach_processes_that_are_not_forked(tmp_path):
+    stream = stream_of(write_shards(tmp_path, shards=2, samples=8))
+    maker = pickle.loads(pickle.dumps(stream._loader._makers.makers[0]))
+    batch, _ = maker.make(0, SIZES[0])
+    assert same([next(stream)], [dataclasses.replace(batch, position=stream.position)])
 
 
 def test_a_killed_process_is_a_clear_message(tmp_path):
