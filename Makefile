@@ -21,7 +21,8 @@ $(READY): pyproject.toml
 	@touch $@
 
 quickstart: $(READY)  ## the main job end to end on a CPU: shards, sharpener, student, baseline, report
-	$(BIN)/python -m eval.tabletop shards $(DATA) --scenes 2000 --heldout 200 --seed 0
+	$(BIN)/python -m eval.tabletop shards $(DATA) --scenes 2000
+	$(BIN)/python -m eval.tabletop shards $(DATA) --scenes 200 --split heldout
 	$(TRAIN) recipes/featsharp/tabletop_clip.yaml
 	$(TRAIN) recipes/quickstart.yaml
 	$(TRAIN) recipes/quickstart.yaml teachers.clip.sharpen=bilinear run=runs/quickstart_baseline

@@ -28,9 +28,10 @@ CONFIGS = {
     "tabletop_clip": {
         "model_cfg": {
             "embed_dim": 128,
-            "quick_gelu": True,
+            "custom_text": True,
             "vision_cfg": {
-                "image_size": 64, "patch_size": 8, "width": 128, "layers": 4, "head_width": 32, "mlp_ratio": 3.5,
+                "image_size": 64, "timm_model_name": "vit_tabletop_patch8_64", "timm_model_pretrained": False,
+                "timm_pool": "token", "timm_proj": "",  # projected by the trunk's own last layer
             },
             "text_cfg": _TEXT,
         },
@@ -49,7 +50,7 @@ CONFIGS = {
             "init_logit_scale": math.log(10),
             "custom_text": True,
             "vision_cfg": {
-                "image_size": 56, "timm_model_name": "vit_tabletop_patch7_56", "timm_model_pretrained": False,
+                "image_size": 96, "timm_model_name": "vit_tabletop_patch12_96", "timm_model_pretrained": False,
                 "timm_pool": "map", "timm_proj": "none",
             },
             "text_cfg": {
@@ -57,7 +58,7 @@ CONFIGS = {
             },
         },
         "preprocess_cfg": {
-            "size": [56, 56],
+            "size": [96, 96],
             "mean": [0.5, 0.5, 0.5],
             "std": [0.5, 0.5, 0.5],
             "interpolation": "bicubic",

@@ -14,27 +14,45 @@ import torch
 from torch import LongTensor, Tensor, nn
 from torch.nn import functional as F
 
+from eval.tabletop.captions import class_prompts
 from eval.tabletop.kinds import COLOURS, KINDS
 from eval.tabletop.towers import CONFIGS, CONTEXT, WORDS, build, measure, save, whiten
-from teachers.seeding import numpy_rng
+from teachers.seeding import numpy_rng, seeded
 from teachers.words import WordTokenizer
 
 WARM_UP = 100  # steps
 DECAY = 0.1  # of weights with two or more dimensions
+LOCATED = 3.0  # weight of the boxes' term
 
 
-def crops(images: Tensor, size: int, rng: np.random.Generator) -> Tensor:
-    """B×3×H×W uint8 → B×3×size×size in [0, 1]: a random half to all of each picture, its light varied a little."""
+def crops(images: Tensor, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """B×3×H×W uint8 → B×3×size×size in [0, 1]: a random half to all of each picture, its light varied a little.
+
+    Beside them B×4: left, top, width and height of the crops, in pixels.
+    """
     side = images.shape[-1]
-    out = torch.empty(len(images), 3, size, size)
+    out, windows = torch.empty(len(images), 3, size, size), torch.empty(len(images), 4)
     for i, image in enumerate(images):
         area, aspect = rng.uniform(0.5, 1.0), np.exp(rng.uniform(-0.2, 0.2))
         height, width = (int(min(side, round(side * math.sqrt(area * a)))) for a in (aspect, 1 / aspect))
         top, left = rng.integers(side - height + 1), rng.integers(side - width + 1)
         window = image[None, :, top : top + height, left : left + width].float()
         out[i] = F.interpolate(window, size=(size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+        windows[i] = torch.tensor([left, top, width, height])
     gain = torch.from_numpy(rng.uniform(0.85, 1.15, (len(images), 1, 1, 1)).astype(np.float32))
-    return (out * gain / 255).clamp(0, 1)
+    return (out * gain / 255).clamp(0, 1), windows
+
+
+def kinds_at(truths: list[dict], windows: Tensor, grid: int) -> Tensor:
+    """B×kinds×grid×grid, 1 where the middle of a cell of the crop lies inside the box of a thing of that kind."""
+    out = torch.zeros(len(truths), len(KINDS), grid, grid)
+    middles = (torch.arange(grid) + 0.5) / grid
+    for answer, truth, (left, top, width, height) in zip(out, truths, windows.tolist()):
+        x, y = left + middles * width, top + middles * height
+        for thing, (x0, y0, x1, y1) in zip(truth["things"], truth["boxes"]):
+            inside = ((y >= y0) & (y < y1))[:, None] & ((x >= x0) & (x < x1))
+            answer[KINDS.index(thing["kind"])][inside] = 1
+    return out
 
 
 def _batches(truths: list[dict], batch: int, name: str, seed: int) -> Iterator[tuple[np.ndarray, np.random.Generator]]:
@@ -73,38 +91,46 @@ def _optimiser(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 
-def _of_another_kind(texts: LongTensor, kinds: LongTensor, rng: np.random.Generator) -> LongTensor:
-    """The captions with their first kind (the main thing's) exchanged for another one."""
-    wrong = texts.clone()
-    is_kind = torch.isin(texts, kinds)
-    rows, first = torch.arange(len(texts)), is_kind.int().argmax(1)
-    now = torch.searchsorted(kinds, texts[rows, first])
-    other = (now + torch.from_numpy(rng.integers(1, len(kinds), len(texts)))) % len(kinds)
-    wrong[rows, first] = kinds[other]
-    return wrong
+class Objective(nn.Module):
+    """A tower's loss: its captions', and two that point at kinds.
 
-
-def _contrast(model: nn.Module, loss_of: nn.Module, pictures: Tensor, texts: LongTensor, wrong: LongTensor) -> Tensor:
-    """The contrastive loss of a batch, and the loss of taking a caption of another kind for the right one.
-
-    Colours and counts tell the scenes of a batch apart, so a tower could leave kinds alone; a hard negative that differs
-    in nothing else (as in NegCLIP, arXiv 2210.01936) asks for them. Towers run in bf16, similarities in fp32.
+    Colours and counts tell the scenes of a batch apart, so captions alone leave kinds for last. Two terms hurry them:
+    which kind's prompt suits the picture, and which kinds' boxes cover a patch (as SigLIP 2, arXiv 2502.14786, adds
+    located captions), through a linear layer that is thrown away.
     """
-    with torch.autocast("cpu", torch.bfloat16):
-        seen, read = model.encode_image(pictures), model.encode_text(torch.cat([texts, wrong]))
-    seen, read = F.normalize(seen.float(), dim=-1), F.normalize(read.float(), dim=-1)
-    right, false = read.chunk(2)
-    extra = {} if model.logit_bias is None else {"logit_bias": model.logit_bias}
-    scale = model.logit_scale.exp()
-    mistaken = F.softplus(scale * (seen * (false - right)).sum(-1)).mean()
-    return loss_of(seen, right, logit_scale=scale, **extra) + mistaken
+
+    def __init__(self, model: nn.Module, width: int):
+        super().__init__()
+        from open_clip.loss import ClipLoss, SigLipLoss
+
+        self.model = model
+        self.contrast = ClipLoss() if model.logit_bias is None else SigLipLoss()
+        self.locate = nn.Linear(width, len(KINDS))
+
+    def forward(
+        self, pictures: Tensor, texts: LongTensor, prompts: LongTensor, kind: LongTensor, where: Tensor
+    ) -> Tensor:
+        """Towers run in bf16, similarities in fp32."""
+        with torch.autocast("cpu", torch.bfloat16):
+            out = self.model.forward_intermediates(
+                image=pictures, image_indices=[-1], normalize=False, normalize_intermediates=True
+            )
+            read = self.model.encode_text(torch.cat([texts, prompts]))
+        seen, patches = F.normalize(out["image_features"].float(), dim=-1), out["image_intermediates"][0].float()
+        captions, kinds = F.normalize(read.float(), dim=-1).split([len(texts), len(prompts)])
+        scale = self.model.logit_scale.exp()
+        extra = {} if self.model.logit_bias is None else {"logit_bias": self.model.logit_bias}
+        told = self.contrast(seen, captions, logit_scale=scale, **extra)
+        named = F.cross_entropy(scale * seen @ kinds.T, kind)
+        found = self.locate(patches.movedim(1, -1)).movedim(-1, 1)
+        located = F.binary_cross_entropy_with_logits(found, where, pos_weight=torch.tensor(4.0))
+        return told + named + LOCATED * located
 
 
 def train(
     name: str, images: np.ndarray, truths: list[dict], *, steps: int, batch: int, lr: float, seed: int
 ) -> nn.Module:
     """Train one tower on N×H×W×3 uint8 pictures and their labels (`shards.labels`)."""
-    from open_clip.loss import ClipLoss, SigLipLoss
     from rich.progress import Progress
 
     config = CONFIGS[name]
@@ -113,10 +139,11 @@ def train(
         model = build(config).train()
     read = WordTokenizer(WORDS, CONTEXT)
     tokens = [read(truth["captions"]) for truth in truths]
-    kinds = read(list(KINDS))[:, 1].sort().values  # one word each, behind the start token
-    loss_of = ClipLoss() if model.logit_bias is None else SigLipLoss()
-    optimiser = _optimiser(model)
-    size = config["preprocess_cfg"]["size"][0]
+    prompts = torch.stack([read(texts) for texts in class_prompts().values()])  # kind, template, context
+    size, grid = config["preprocess_cfg"]["size"][0], 8
+    with seeded("tabletop towers", name, seed, "locate"):
+        objective = Objective(model, 128)
+    optimiser = _optimiser(objective)
     mean_loss = math.nan
     with Progress() as progress:
         task = progress.add_task(name, total=steps)
@@ -126,11 +153,14 @@ def train(
             for group in optimiser.param_groups:
                 warm, cosine = min(1, (step + 1) / WARM_UP), 0.5 + 0.5 * math.cos(math.pi * step / steps)
                 group["lr"] = (lr * warm * cosine + 1e-6) * group["times"]
-            wrong = _of_another_kind(texts, kinds, rng)
-            loss = _contrast(model, loss_of, whiten(crops(pictures, size, rng), config), texts, wrong)
+            views, windows = crops(pictures, size, rng)
+            some = [truths[i] for i in chosen]
+            kind = torch.tensor([truth["class"] for truth in some])
+            asked = prompts[:, rng.integers(prompts.shape[1])]
+            loss = objective(whiten(views, config), texts, asked, kind, kinds_at(some, windows, grid))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
             optimiser.step()
             with torch.no_grad():
                 model.logit_scale.clamp_(0, math.log(100))  # as CLIP's authors do

@@ -5,6 +5,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
+from timm.models import VisionTransformer, register_model
 
 from teachers.seeding import seeded
 
@@ -22,7 +23,7 @@ TIMM = {  # a SigLIP: a timm trunk without class token, pooled by attention
     "custom_text": True,
     "vision_cfg": {
         "image_size": 56,
-        "timm_model_name": "vit_tabletop_patch7_56",
+        "timm_model_name": "vit_test_patch7_56",
         "timm_model_pretrained": False,
         "timm_pool": "map",
         "timm_proj": "none",
@@ -32,11 +33,18 @@ TIMM = {  # a SigLIP: a timm trunk without class token, pooled by attention
 PREPROCESS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
 
 
+@register_model
+def vit_test_patch7_56(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """A small trunk that timm knows by name, since open_clip builds trunks by name alone."""
+    unused = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+    kwargs = {key: value for key, value in kwargs.items() if key not in unused}
+    shape = {"img_size": 56, "patch_size": 7, "embed_dim": 128, "depth": 2, "num_heads": 4}
+    return VisionTransformer(**{**shape, "class_token": False, "global_pool": "map", **kwargs})
+
+
 def tower(model_cfg: dict, seed: int = 0):
     """The open_clip model of a configuration, as open_clip itself makes it."""
     import open_clip
-
-    import teachers.tabletop_trunk  # noqa: F401
 
     cfg = deepcopy(model_cfg)
     kind = open_clip.CustomTextCLIP if cfg.pop("custom_text", False) else open_clip.CLIP
