@@ -123,3 +123,16 @@ def _failing(message: str) -> Any:
 def _suggest(given: Any, known: list[str]) -> str:
     near = difflib.get_close_matches(str(given), known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; there is {', '.join(known) or 'none'}"
+
+
+def keys_text() -> str:
+    """Every key of an evaluation recipe, for `--help`."""
+    rows = [row for row in documents.keys(EvalRecipe) if row[0] not in ("data", "tasks")]
+    for section, key, modules, schema in (("data", "kind", DATASETS, "Config"), ("tasks", "task", TASKS, "Settings")):
+        for name, module in modules.items():
+            rows.append((f"{section}.NAME: {{{key}: {name}, ...}}", "", "", ""))
+            rows += [("  " + path, *rest) for path, *rest in documents.keys(getattr(module, schema)) if path != key]
+    lines = []
+    for path, _, default, description in rows:
+        lines.append((f"  {path}{f' = {default}' if default else ''}".ljust(40) + f"  {description}").rstrip())
+    return "\n".join(lines)

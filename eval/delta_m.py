@@ -61,7 +61,7 @@ class Estimate:
 
     @property
     def verdict(self) -> str:
-        """"resolved", "not resolved", or "untested" where there is no interval."""
+        """ "resolved", "not resolved", or "untested" where there is no interval."""
         return {None: "untested", True: "resolved", False: "not resolved"}[self.resolved]
 
     def __str__(self) -> str:
@@ -125,7 +125,7 @@ class Row:
 
     @property
     def coverage(self) -> str:
-        """"16 of 16", or "14 of 16; missing: ..."."""
+        """ "16 of 16", or "14 of 16; missing: ..."."""
         text = f"{len(self.metrics) - len(self.missing)} of {len(self.metrics)}"
         return text + (f"; missing: {', '.join(map(str, self.missing))}" if self.missing else "")
 
@@ -194,7 +194,8 @@ def _row(table: Table, model: str, baseline: str, common: bool, undefined: str) 
         groups=groups,
         overall=_pool(deltas, noise, chosen) if complete else None,
         missing={metric: missing[metric] for metric in table.metrics if metric in missing},
-        seeds=tuple(seeds), unpaired=tuple(unpaired),
+        seeds=tuple(seeds),
+        unpaired=tuple(unpaired),
     )
 
 

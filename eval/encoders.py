@@ -48,6 +48,12 @@ class Model:
         return next(((name, head) for name, head in able.items() if wanted in (None, name)), None)
 
 
+def device_of(encoder: Encoder) -> torch.device:
+    """Where the weights are."""
+    weight = next(encoder.parameters(), None)
+    return torch.device("cpu") if weight is None else weight.device
+
+
 def everything(encoder: Encoder, images: Tensor) -> dict[str, Features]:
     """One forward pass → the backbone's features, and every head's where there are heads."""
     if hasattr(encoder, "everything"):
@@ -73,8 +79,12 @@ def nearest_size(encoder: Encoder, wanted: Size | None) -> Size:
 
 
 def open_models(specs: Sequence[str], device: torch.device | str = "cpu") -> list[Model]:
-    """Every model that the user named; those that share a name become repetitions of one."""
+    """Every model that the user named; those that were given one name become repetitions of one."""
     models = [open_model(spec, device) for spec in specs]
+    shared = Counter(model.name for model in models)
+    for model in models:
+        if shared[model.name] > 1 and split_name(model.spec)[0] is None:
+            model.name = model.spec  # only names that were given can make repetitions
     seen: Counter[str] = Counter()
     for model in models:
         model.replicate = seen[model.name]
@@ -98,9 +108,7 @@ def open_model(spec: str, device: torch.device | str = "cpu") -> Model:
         raise UserError(f"cannot read the model {spec!r}", expected=FORMS)
     encoder = OPENERS[kind](rest, device)
     heads = {head: encoder.adaptor(head) for head in encoder.adaptor_names} if hasattr(encoder, "adaptor_names") else {}
-    default = source.partition("?")[0] if kind == "teacher" else source.rstrip("/").rpartition("/")[2]
-    shown = {"run": encoder.name, "teacher": default, "untrained": "untrained", "sharpened": encoder.name}
-    return Model(name=name or shown[kind], spec=spec, encoder=encoder, adaptors=heads)
+    return Model(name=name or encoder.name, spec=spec, encoder=encoder, adaptors=heads)
 
 
 def split_name(spec: str) -> tuple[str | None, str]:

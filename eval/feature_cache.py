@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from eval.datasets.split import Split
-from eval.encoders import everything
+from eval.encoders import device_of, everything
 from radio_distill.console import duration
 from radio_distill.views import centre_crop, resize
 from teachers.errors import UserError
@@ -162,8 +162,7 @@ class FeatureCache:
         self.say(f"{title}  {total} pictures in {time.monotonic() - begun:.1f} s")
 
     def _forward(self, encoder: Encoder, pictures: Tensor) -> dict[str, Tensor | None]:
-        weight = next(encoder.parameters(), None)
-        device = torch.device("cpu") if weight is None else weight.device
+        device = device_of(encoder)
         images = pictures.to(device).float().div_(255)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bf16"):
             answers = everything(encoder, images)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from eval.encoders import BACKBONE, Model, everything, nearest_size
+from eval.encoders import BACKBONE, Model, device_of, everything, nearest_size
 from eval.feature_cache import View
 from teachers.features import Encoder, Size
 from teachers.pictures import PcaBasis, panel
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from eval.suite import Suite
 
 FITTED_ON = 24  # pictures that a basis is fitted on
-CELL = 112  # pixels of a picture in the panel
+WIDTH = 900  # pixels of a panel, if pictures are then neither tiny nor huge
 
 
 def panels(suite: Suite, models: Sequence[Model]) -> dict[str, bytes]:
@@ -32,9 +32,7 @@ def panels(suite: Suite, models: Sequence[Model]) -> dict[str, bytes]:
 
     def look(encoder: Encoder, size: Size | None) -> dict[str, Tensor]:
         view = View(split, nearest_size(encoder, size), "stretch")
-        weight = next(encoder.parameters(), None)
-        device = "cpu" if weight is None else weight.device
-        images = torch.stack([view.image(index) for index in chosen]).to(device).float().div_(255)
+        images = torch.stack([view.image(index) for index in chosen]).to(device_of(encoder)).float().div_(255)
         return {name: features.spatial.cpu() for name, features in everything(encoder, images).items()}
 
     pictures = [split.image(chosen[index]).float() / 255 for index in shown]
@@ -61,5 +59,5 @@ def _sheet(columns: Sequence[tuple[str, list]]) -> bytes:
         for number in range(len(columns[0][1]))
     ]
     buffer = io.BytesIO()
-    panel(rows, cell=CELL).save(buffer, "PNG", optimize=True)
+    panel(rows, cell=min(max(WIDTH // len(columns), 96), 180)).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import eval.tables as tables
 from eval.datasets.split import Split
-from eval.delta_m import Estimate, Row, average_rank, compare
+from eval.delta_m import Estimate, Row, Table, average_rank
 from eval.encoders import Model
 from eval.panels import panels
 from eval.plots import data_uri, delta_bars, encode
@@ -25,19 +25,19 @@ def write(
     suite: Suite,
     models: Sequence[Model],
     scores: Sequence[Score],
-    baseline: str,
+    table: Table,
+    rows: Sequence[Row],
     *,
+    baseline: str,
     title: str,
     command: str,
     common: bool,
 ) -> Path:
     """Write everything into `suite.out`; returns the path of report.html."""
-    table = tables.delta_table(scores)
-    rows = compare(table, baseline, common=common, undefined="missing") if table.directions else []
     pictures = _pictures(suite, models, rows, baseline)
     report = {
         "title": title, "about": suite.recipe.about, "baseline": baseline, "common": common,
-        "coverage": tables.coverage(rows) if rows else "no score",
+        "coverage": tables.coverage(rows, scores) if rows else "no score",
         "models": _models(models, scores), "names": table.models,
         "delta": _delta_rows(rows, average_rank(table), baseline), "groups": list(rows[0].groups) if rows else [],
         "uncertainty": _uncertainty(table, scores, rows),
@@ -91,16 +91,19 @@ def _pictures(
 
 
 def _delta_rows(rows: Sequence[Row], ranks: dict[str, float | None], baseline: str) -> list[dict[str, Any]]:
-    def plain(estimate: Estimate | None) -> dict[str, str]:
+    def plain(estimate: Estimate | None, is_baseline: bool) -> dict[str, str]:
         if estimate is None:
             return {"text": "n/a", "verdict": ""}
+        if is_baseline:
+            return {"text": "0", "verdict": ""}
         verdict = "" if estimate.resolved is None else estimate.verdict
         return {"text": str(estimate), "verdict": verdict}
 
     return [
         {
-            "model": row.model, "is_baseline": row.model == baseline, "overall": plain(row.overall),
-            "groups": {group: plain(estimate) for group, estimate in row.groups.items()},
+            "model": row.model, "is_baseline": row.model == baseline,
+            "overall": plain(row.overall, row.model == baseline),
+            "groups": {group: plain(estimate, row.model == baseline) for group, estimate in row.groups.items()},
             "rank": "n/a" if ranks[row.model] is None else f"{ranks[row.model]:.2f}", "coverage": row.coverage,
         }
         for row in rows
@@ -117,7 +120,7 @@ def _models(models: Sequence[Model], scores: Sequence[Score]) -> list[dict[str, 
             {
                 "name": model.name,
                 "spec": model.spec,
-                "identity": model.identity,
+                "identity": model.identity[:8],
                 "licence": model.encoder.licence,
                 "parameters": f"{parameters / 1e6:.1f} M",
                 "sizes": ", ".join(sizes),
@@ -128,7 +131,7 @@ def _models(models: Sequence[Model], scores: Sequence[Score]) -> list[dict[str, 
     return described
 
 
-def _uncertainty(table, scores: Sequence[Score], rows: Sequence[Row]) -> str:
+def _uncertainty(table: Table, scores: Sequence[Score], rows: Sequence[Row]) -> str:
     """What ± covers, and what it does not."""
     seeds = sorted({seed for row in rows for seed in row.seeds})
     left = sorted({seed for row in rows for seed in row.unpaired})
@@ -149,15 +152,17 @@ def _uncertainty(table, scores: Sequence[Score], rows: Sequence[Row]) -> str:
 
 
 def _notes(scores: Sequence[Score], rows: Sequence[Row]) -> list[str]:
-    """What is missing, and why: one line a model and task."""
-    notes = {}
+    """What is missing, and why: one line a reason and task."""
+    reasons: dict[tuple[str, str], list[str]] = {}
     for score in scores:
-        what = f"{score.model}, {score.task}"
-        if score.error:
-            notes[what] = f"failed: {score.error}"
-        elif score.not_applicable:
-            notes[what] = f"n/a: {score.not_applicable}"
-    lines = [f"{what}: {why}" for what, why in notes.items()]
+        why = f"failed: {score.error}" if score.error else f"n/a: {score.not_applicable}"
+        if score.error or score.not_applicable:
+            reasons.setdefault((score.task, why), []).append(score.model)
+    everybody = set(tables.names_of(scores))
+    lines = []
+    for (task, why), found in reasons.items():
+        who = "every model" if set(found) == everybody else ", ".join(dict.fromkeys(found))
+        lines.append(f"{task}, {who}: {why}")
     seen = {score.model: {s.group for s in scores if s.model == score.model and not s.metrics} for score in scores}
     for row in rows:
         for metric, reason in row.missing.items():

@@ -74,9 +74,7 @@ class Score(Section):
         return self.error is None
 
 
-def score_key(
-    identity: str, task: str, protocol: int, settings: dict[str, Any], data_identity: str, seed: int
-) -> str:
+def score_key(identity: str, task: str, protocol: int, settings: dict[str, Any], data_identity: str, seed: int) -> str:
     """A hash of everything that a figure depends on."""
     text = json.dumps([identity, task, protocol, settings, data_identity, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

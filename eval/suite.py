@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from eval.config import EvalRecipe, load_recipe
+from eval.config import EvalRecipe, keys_text, load_recipe
 from eval.datasets import DATASETS
 from eval.datasets.split import Split
 from eval.encoders import FORMS, Model, open_models
@@ -188,24 +188,40 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--baseline {baseline}: no such model", expected=f"one of {names}")
     scores = suite.run(models)
     check_protocols(scores)
-    from eval.report import write
-
     command = shlex.join(["python", "-m", "eval", *argv])
-    report = write(suite, models, scores, baseline, title=path.stem, command=command, common=arguments.common)
-    failed = [score for score in scores if score.error]
-    for score in failed:
-        _say(f"FAILED {score.model}, {score.task}: {score.error}")
+    _report(suite, models, scores, baseline=baseline, title=path.stem, command=command, common=arguments.common)
+    return 1 if any(score.error for score in scores) else 0
+
+
+def _report(suite: Suite, models: Sequence[Model], scores: Sequence[Score], *, baseline: str, **about) -> None:
+    """Δm%, the report's files, and a few lines on the console."""
+    from eval.delta_m import compare
+    from eval.report import write
+    from eval.tables import delta_table
+
+    table = delta_table(scores)
+    rows = compare(table, baseline, common=about["common"], undefined="missing") if table.directions else []
+    report = write(suite, models, scores, table, rows, baseline=baseline, **about)
+    _say("")
+    for row in rows:
+        verdict = f", {row.overall.verdict}" if row.overall and row.overall.error is not None else ""
+        text = "baseline" if row.model == baseline else f"Δm% {row.overall or 'n/a'}{verdict}"
+        _say(f"{row.model}: {text} (metrics: {row.coverage})")
+    for score in scores:
+        if score.error:
+            _say(f"FAILED {score.model}, {score.task}: {score.error}")
     _say(f"report: {report}")
-    return 1 if failed else 0
 
 
 @cache
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m eval",
-        description="Score models under one protocol, skipping what is scored already, and write the report. "
-        "For Δm%% of a plain table: python -m eval delta --help",
-        epilog=f"A MODEL is {FORMS}. Models of one name are repetitions (training seeds).",
+        description="Score models under one protocol, skipping what is scored already, and write the report.\n"
+        "For Δm% of a plain table: python -m eval delta --help",
+        epilog=f"A MODEL is {FORMS}.\nModels given one NAME are repetitions (training seeds).\n\n"
+        "Keys of a recipe (NAME is yours to choose):\n" + keys_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a file, or one of recipes/eval/: quick, real_small")
     parser.add_argument("models", metavar="MODEL", nargs="+", help="what to score; see below")

@@ -146,25 +146,27 @@ def standard_error(table: Table, model: str, metric: Metric) -> float | None:
 
 
 def _marked(table: Table, metric: Metric, cells: dict[str, Cell]) -> dict[str, Cell]:
-    """The best and the second best figure marked; equal ones (as printed) share a place. One model alone gets none."""
+    """The best figure marked, and of three or more the second best; equal ones (as printed) share a place."""
     sign = SIGNS[table.directions[metric]]
     printed = {model: float(cell.text) for model, cell in cells.items() if cell.text != "n/a"}
     places = sorted({sign * value for value in printed.values()}, reverse=True)
-    marks = dict(zip(places, ("best", "second"))) if len(places) > 1 else {}
+    marks = dict(zip(places, ("best", "second")[: len(places) - 1]))
     return {
         model: Cell(cell.text, cell.error, marks.get(sign * printed[model], "") if model in printed else "", cell.note)
         for model, cell in cells.items()
     }
 
 
-def coverage(rows: Sequence[Row]) -> str:
-    """`all 4 models have all 9 metrics`, or who lacks what."""
+def coverage(rows: Sequence[Row], scores: Sequence[Score]) -> str:
+    """`all 4 models have all 9 metrics`, or who lacks what; and which tasks none of them could be asked."""
     total = len(rows[0].metrics)
     partial = [row for row in rows if row.missing]
+    tasks = dict.fromkeys(score.task for score in scores if TASKS[score.kind].COUNTS)
+    silent = [task for task in tasks if all(score.not_applicable for score in scores if score.task == task)]
+    tail = f" (applicable to none: {', '.join(silent)})" if silent else ""
     if not partial:
-        return f"all {len(rows)} models have all {total} metrics"
-    complete = len(rows) - len(partial)
-    head = f"{complete} of {len(rows)} models have all {total} metrics; "
+        return f"all {len(rows)} models have all {total} metrics{tail}"
+    head = f"{len(rows) - len(partial)} of {len(rows)} models have all {total} metrics{tail}; "
     return head + "; ".join(f"{row.model}: {row.coverage}" for row in partial)
 
 

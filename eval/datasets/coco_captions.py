@@ -23,8 +23,8 @@ class Config(Section):
     train: str = Field("train2017", description="folder of the training pictures; names the annotation file too")
     val: str = Field("val2017", description="folder of the test pictures; names the annotation file too")
     captions: Annotated[int, Field(ge=1)] = Field(5, description="captions used of each picture, the first ones")
-    train_limit: Annotated[int, Field(ge=1)] | None = None
-    val_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="use so many, the same ones always")
+    train_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="use so many pictures, drawn once")
+    val_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="the same of the test pictures")
     get: str = Field("COCO 2017 is at https://cocodataset.org/#download", description="where to get it")
 
 

@@ -22,8 +22,8 @@ class Config(Section):
     train: str = Field("train", description="sub-folder of the training pictures")
     val: str = Field("val", description="sub-folder of the test pictures")
     names: str | None = Field(None, description="text file in the folder: class folder, tab, name in words")
-    train_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="use so many, the same ones always")
-    val_limit: Annotated[int, Field(ge=1)] | None = None
+    train_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="use so many pictures, drawn once")
+    val_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="the same of the test pictures")
     get: str = Field("ImageNet-1k is at https://image-net.org (free for research)", description="where to get it")
 
 

@@ -29,11 +29,9 @@ class Config(Section):
     names: list[str] | None = Field(None, description="the classes in words")
     train: str = Field("training", description="sub-folder of the training pictures")
     val: str = Field("validation", description="sub-folder of the test pictures")
-    train_limit: Annotated[int, Field(ge=1)] | None = None
-    val_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="use so many, the same ones always")
-    get: str = Field(
-        "ADE20K (SceneParse150) is at http://sceneparsing.csail.mit.edu", description="where to get it"
-    )
+    train_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="use so many pictures, drawn once")
+    val_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="the same of the test pictures")
+    get: str = Field("ADE20K (SceneParse150) is at http://sceneparsing.csail.mit.edu", description="where to get it")
 
 
 def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:

@@ -55,7 +55,8 @@ def run(ctx: Context) -> Result:
     for index, own in enumerate(owned):
         belongs[index, own] = True
     pictures = ctx.features("val", f"{name}.summary").all()
-    to_text, to_picture = ranks(pictures, embedded, belongs), ranks(embedded, pictures, belongs.T)
+    pictures, embedded, right = pictures.to(ctx.device), embedded.to(ctx.device), belongs.to(ctx.device)
+    to_text, to_picture = ranks(pictures, embedded, right).cpu(), ranks(embedded, pictures, right.T).cpu()
     metrics = {}
     for k in AT:
         found = (to_text < k).numpy().astype(float)

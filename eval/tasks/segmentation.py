@@ -43,7 +43,7 @@ class Settings(TaskSettings):
     steps: Annotated[int, Field(ge=1)] = Field(400, description="of training")
     batch: Annotated[int, Field(ge=1)] = Field(32, description="pictures a step")
     lr: Annotated[float, Field(gt=0)] = Field(1e-2, description="peak learning rate")
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-3, description="of the probe")
     labels: Annotated[int, Field(ge=1)] = Field(32, description="side of the label grid in training")
 
 
@@ -59,7 +59,7 @@ def run(ctx: Context) -> Result:
     frequent = torch.bincount(labels[labels != IGNORE], minlength=classes)
     if not frequent.sum():
         raise UserError(f"every pixel of {train} is ignored", expected="masks with classes in them")
-    probe = fit(ctx.features("train", "backbone.spatial"), labels, classes, ctx.settings, ctx.seed)
+    probe = fit(ctx.features("train", "backbone.spatial"), labels, classes, ctx.settings, ctx.seed, ctx.device)
     confusion = predict(probe, ctx.features("val", "backbone.spatial"), val, classes)
     truth = confusion.sum(axis=(0, 2))
     if not truth.sum():
@@ -83,21 +83,25 @@ def label_grid(split: Split, side: int) -> Tensor:
     return torch.cat(grids)[:, 0].to(torch.uint8)
 
 
-def fit(features: Stored, labels: Tensor, classes: int, settings: Settings, seed: int) -> nn.Module:
+def fit(
+    features: Stored, labels: Tensor, classes: int, settings: Settings, seed: int, device: torch.device | str = "cpu"
+) -> nn.Module:
     """Train the probe on maps N×D×h×w and labels N×L×L."""
     width = features[torch.tensor([0])].shape[1]
     with seeded("segmentation probe", seed):
-        probe = nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, classes, 1))
+        probe = nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, classes, 1)).to(device)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     rng, epochs = numpy_rng("segmentation order", seed), -(-settings.steps * settings.batch // len(labels))
     order = np.concatenate([rng.permutation(len(labels)) for _ in range(epochs)])
     for step in range(settings.steps):
         chosen = torch.from_numpy(order[step * settings.batch : (step + 1) * settings.batch])
-        logits = F.interpolate(probe(features[chosen]), labels.shape[1:], mode="bilinear", align_corners=False)
-        loss = F.cross_entropy(logits, labels[chosen].long(), ignore_index=IGNORE, reduction="sum")
+        logits = probe(features[chosen].to(device))
+        logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+        target = labels[chosen].to(device, torch.long)
+        loss = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
         optimizer.zero_grad()
-        (loss / (labels[chosen] != IGNORE).sum().clamp(min=1)).backward()
+        (loss / (target != IGNORE).sum().clamp(min=1)).backward()
         optimizer.step()
         schedule.step()
     return probe.eval()
@@ -108,13 +112,14 @@ def predict(probe: nn.Module, features: Stored, split: Split, classes: int) -> n
     """Confusion of each picture at its mask's own size: N×C×C, rows the truth."""
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-    mask = split.truth("mask")
+    mask, device = split.truth("mask"), next(probe.parameters()).device
     confusion = []
     for maps in features.chunks():
-        for logits in probe(maps):
-            truth = mask(len(confusion))
+        for logits in probe(maps.to(device)):
+            truth = mask(len(confusion)).to(device)
             large = F.interpolate(logits[None], truth.shape, mode="bilinear", align_corners=False).argmax(dim=1)
-            confusion.append(multiclass_confusion_matrix(large, truth[None], classes, ignore_index=IGNORE).numpy())
+            counted = multiclass_confusion_matrix(large, truth[None], classes, ignore_index=IGNORE)
+            confusion.append(counted.cpu().numpy())
     return np.stack(confusion).astype(np.float64)
 
 

@@ -18,10 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 
 from eval.datasets.split import Split
-from eval.encoders import Model, nearest_size
+from eval.encoders import Model, device_of, nearest_size
 from eval.feature_cache import FeatureCache, Stored, View
 from eval.scores import MetricScore
 from radio_distill.documents import Section
@@ -69,6 +70,11 @@ class Context:
         """The size that the model is shown."""
         wanted = self.settings.size
         return nearest_size(self.model.encoder, None if wanted == "native" else wanted)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is: large sets are compared, and probes trained, there."""
+        return device_of(self.model.encoder)
 
     def view(self, part: str, encoder: Encoder) -> View:
         """A split as `encoder` sees it: the model at the task's size, any other (a teacher) at its own."""

@@ -105,11 +105,14 @@ def test_identity_changes_with_the_pictures(tmp_path):
 # --- what is wrong ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [
-    {"kind": "image_folder", "path": "none"},
-    {"kind": "coco_captions", "path": "none"},
-    {"kind": "masks", "path": "none", "classes": 3},
-])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"kind": "image_folder", "path": "none"},
+        {"kind": "coco_captions", "path": "none"},
+        {"kind": "masks", "path": "none", "classes": 3},
+    ],
+)
 def test_a_missing_data_set_says_where_it_belongs_and_where_to_get_it(tmp_path, config):
     with pytest.raises(UserError) as error:
         open_split(tmp_path, **config)
@@ -141,13 +144,19 @@ def test_coco_mistakes(tmp_path):
     file.parent.mkdir(parents=True)
     with pytest.raises(UserError, match="captions_val2017.json cannot be read"):
         open_split(tmp_path, **config)
-    for text, complaint in [("{", "not a COCO caption file"), ('{"images": []}', "KeyError 'annotations'"),
-                            ('{"images": [], "annotations": []}', "holds no captions")]:
+    for text, complaint in [
+        ("{", "not a COCO caption file"),
+        ('{"images": []}', "KeyError 'annotations'"),
+        ('{"images": [], "annotations": []}', "holds no captions"),
+    ]:
         file.write_text(text)
         with pytest.raises(UserError, match=complaint):
             open_split(tmp_path, **config)
-    file.write_text(json.dumps({"images": [{"id": 1, "file_name": "1.jpg"}],
-                                "annotations": [{"id": 2, "image_id": 1, "caption": "a cat"}]}))
+    file.write_text(
+        json.dumps(
+            {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"id": 2, "image_id": 1, "caption": "a cat"}]}
+        )
+    )
     with pytest.raises(UserError, match="1 pictures with captions are not there.*val2017/1.jpg"):
         open_split(tmp_path, **config)
 
@@ -161,8 +170,11 @@ def test_mask_mistakes(tmp_path):
     with pytest.raises(UserError, match="have no mask; the first: .*annotations/validation/a.png"):
         open_split(tmp_path, **config)
     mask = tmp_path / "set/annotations/validation/a.png"
-    for pixels, complaint in [(np.full((8, 8), 7), "holds the label 7"), (np.zeros((4, 8)), "is 4×8, its picture 8×8"),
-                              (grey(), "has 3 channels")]:
+    for pixels, complaint in [
+        (np.full((8, 8), 7), "holds the label 7"),
+        (np.zeros((4, 8)), "is 4×8, its picture 8×8"),
+        (grey(), "has 3 channels"),
+    ]:
         save(mask, pixels)
         with pytest.raises(UserError, match=complaint):
             open_split(tmp_path, **config).mask(0)

@@ -13,8 +13,13 @@ from eval.delta_m import Estimate, Metric, Table, Undefined, average_rank, check
 from eval.delta_table import read_csv
 from teachers.errors import UserError
 
-PASCAL = [("semseg mIoU", "higher"), ("parsing mIoU", "higher"), ("saliency maxF", "higher"),
-          ("normals mErr", "lower"), ("boundary odsF", "higher")]
+PASCAL = [
+    ("semseg mIoU", "higher"),
+    ("parsing mIoU", "higher"),
+    ("saliency maxF", "higher"),
+    ("normals mErr", "lower"),
+    ("boundary odsF", "higher"),
+]
 NYUD = [("semseg mIoU", "higher"), ("depth RMSE", "lower"), ("normals mErr", "lower"), ("boundary odsF", "higher")]
 FEATSHARP_TABLE_2 = {  # group figures → the published last column
     "RADIOv2.5-L": ((-0.47, -0.09, -1.05, -0.45, 0.62, -2.26, 2.24), -0.21),
@@ -59,8 +64,11 @@ def test_nyud_worked_example():
 
 
 def test_published_row_that_does_not_follow_from_itself_is_flagged():
-    rows = {"base": (80.25, 70.54, 84.54, 13.57, 74.22), "SAK": (81.88, 74.30, 84.79, 14.02, 74.09),
-            "PRISM": (82.20, 75.34, 84.81, 13.47, 75.92)}
+    rows = {
+        "base": (80.25, 70.54, 84.54, 13.57, 74.22),
+        "SAK": (81.88, 74.30, 84.79, 14.02, 74.09),
+        "PRISM": (82.20, 75.34, 84.81, 13.47, 75.92),
+    }
     computed = {row.model: row.overall.mean for row in compare(table_of(PASCAL, **rows), "base")}
     sak, prism = check({"SAK": 0.83, "PRISM": 2.29}, computed)
     assert sak.follows and not prism.follows
@@ -198,8 +206,11 @@ def test_average_rank_is_over_groups_not_metrics():
 
 SAK_CSV = "model,group,metric,direction,value\n" + "".join(
     f"{model},PASCAL,{name},{direction},{value}\n"
-    for model, values in {"base": (80.25, 70.54, 84.54, 13.57, 74.22), "SAK": (81.88, 74.30, 84.79, 14.02, 74.09),
-                          "PRISM": (82.20, 75.34, 84.81, 13.47, 75.92)}.items()
+    for model, values in {
+        "base": (80.25, 70.54, 84.54, 13.57, 74.22),
+        "SAK": (81.88, 74.30, 84.79, 14.02, 74.09),
+        "PRISM": (82.20, 75.34, 84.81, 13.47, 75.92),
+    }.items()
     for (name, direction), value in zip(PASCAL, values)
 )
 
@@ -211,8 +222,12 @@ def test_command_prints_json(tmp_path, capsys):
     assert answer["models"]["SAK"]["overall"]["delta"] == pytest.approx(0.833, abs=5e-4)
     assert answer["models"]["SAK"]["coverage"] == "5 of 5"
     assert answer["models"]["SAK"]["metrics"][3] == {
-        "group": "PASCAL", "metric": "normals mErr", "delta": pytest.approx(-3.316, abs=5e-4),
-        "standard_error": None, "interval": None, "verdict": "untested",
+        "group": "PASCAL",
+        "metric": "normals mErr",
+        "delta": pytest.approx(-3.316, abs=5e-4),
+        "standard_error": None,
+        "interval": None,
+        "verdict": "untested",
     }
 
 
@@ -232,19 +247,22 @@ def test_command_takes_group_figures(tmp_path, capsys):
     assert "FeatSharp" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text, complaint", [
-    ("", "is empty"),
-    ("model,group,metric,value\na,b,c,1\n", "line 1: column 'direction' is missing"),
-    ("model,group,metric,direction,value,note\na,b,c,higher,1,x\n", "column 'note' is unknown"),
-    ("model,group,metric,direction,value\n", "no rows"),
-    ("model,group,metric,direction,value\na,b,c,higher,1\na,b,d,upper,1\n", "line 3, column direction: .*'upper'"),
-    ("model,group,metric,direction,value\na,b,c,higher,fast\n", "line 2, column value: 'fast'"),
-    ("model,group,metric,direction,value\na,b,c,higher,nan\n", "line 2, a, b / c: the value is nan"),
-    ("model,group,metric,direction,value\na,b,c,higher,\n", "line 2, column value: is empty"),
-    ("model,group,metric,direction,value\na,b,c,higher\n", "line 2: 4 cells, expected 5"),
-    ("model,group,metric,direction,value\na,b,c,higher,1\n\na,b,c,higher,1\n", "line 4, a, b / c: given twice"),
-    ("model,group,delta\na,x,1\na,y,1\nb,x,2\n", "b has no figure for y"),
-])
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("", "is empty"),
+        ("model,group,metric,value\na,b,c,1\n", "line 1: column 'direction' is missing"),
+        ("model,group,metric,direction,value,note\na,b,c,higher,1,x\n", "column 'note' is unknown"),
+        ("model,group,metric,direction,value\n", "no rows"),
+        ("model,group,metric,direction,value\na,b,c,higher,1\na,b,d,upper,1\n", "line 3, column direction: .*'upper'"),
+        ("model,group,metric,direction,value\na,b,c,higher,fast\n", "line 2, column value: 'fast'"),
+        ("model,group,metric,direction,value\na,b,c,higher,nan\n", "line 2, a, b / c: the value is nan"),
+        ("model,group,metric,direction,value\na,b,c,higher,\n", "line 2, column value: is empty"),
+        ("model,group,metric,direction,value\na,b,c,higher\n", "line 2: 4 cells, expected 5"),
+        ("model,group,metric,direction,value\na,b,c,higher,1\n\na,b,c,higher,1\n", "line 4, a, b / c: given twice"),
+        ("model,group,delta\na,x,1\na,y,1\nb,x,2\n", "b has no figure for y"),
+    ],
+)
 def test_bad_csv_is_refused_with_line_and_column(tmp_path, text, complaint):
     with pytest.raises(UserError, match=complaint):
         read_csv(write(tmp_path, text))

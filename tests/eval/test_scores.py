@@ -62,8 +62,12 @@ def test_a_damaged_file_is_an_error_that_says_what_to_do(tmp_path, text):
 def test_reading_is_strict(tmp_path):
     plain = json.loads(make().model_dump_json())
     file = tmp_path / "x.json"
-    for change in ({"format": 2}, {"extra": 1}, {"metrics": {"m": plain["metrics"]["top-1"] | {"direction": "up"}}},
-                   {"metrics": {"m": plain["metrics"]["top-1"] | {"value": "nan"}}}):
+    for change in (
+        {"format": 2},
+        {"extra": 1},
+        {"metrics": {"m": plain["metrics"]["top-1"] | {"direction": "up"}}},
+        {"metrics": {"m": plain["metrics"]["top-1"] | {"value": "nan"}}},
+    ):
         file.write_text(json.dumps(plain | change))
         with pytest.raises(UserError, match="is not a score file"):
             S.load(file)
