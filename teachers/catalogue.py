@@ -163,7 +163,7 @@ CATALOGUE: dict[str, Entry] = {
         size=(64, 64),
         patch=8,
         dims=Dims(128, 128),
-        parameters=777_216,
+        parameters=862_496,
     ),
     "tabletop_siglip": Entry(
         "a tiny SigLIP trained on the captions of the rendered tabletop, shipped with this project",
@@ -174,7 +174,7 @@ CATALOGUE: dict[str, Entry] = {
         size=(96, 96),
         patch=12,
         dims=Dims(128, 128),
-        parameters=936_384,
+        parameters=1_027_424,
     ),
     "radio": Entry(
         "a student trained here: weights=FOLDER of its run or export (adaptor=TEACHER for one of its heads)",

@@ -142,8 +142,11 @@ def _whole_model(source: Source) -> nn.Module:
     if cfg["vision_cfg"].get("timm_model_name", "").startswith("vit_tabletop"):
         import teachers.tabletop_trunk  # noqa: F401  (timm knows the trunk only once it is registered)
     kind = open_clip.CoCa if "multimodal_cfg" in cfg else open_clip.CustomTextCLIP if custom else open_clip.CLIP
-    with seeded("open_clip", source.seed):
-        model = kind(**cfg)
+    try:
+        with seeded("open_clip", source.seed):
+            model = kind(**cfg)
+    except (RuntimeError, TypeError, KeyError, AssertionError) as error:
+        raise UserError(f"{source.title} describes no model that open_clip can build: {error}") from error
     if source.weights is not None:
         try:
             open_clip.load_checkpoint(model, str(source.weights))

@@ -1,10 +1,11 @@
 """The open_clip family against open_clip itself: tokens, summaries, texts, sizes, and files that do not fit."""
 
+import json
 from copy import deepcopy
 
 import pytest
 import torch
-from conftest import NATIVE, PREPROCESS, TIMM, WORDS, tower, write_tower
+from tiny_towers import NATIVE, PREPROCESS, TIMM, WORDS, tower, write_tower
 from torch.nn import functional as F
 
 from teachers.catalogue import build, locate, missing
@@ -143,16 +144,22 @@ def test_truncated_and_pickled_files_are_refused(towers, tmp_path):
         ),
         ({"model": "ViT-B-32", "tag": "laion2b_s34b_b79k"}, "Hugging Face cache(.*\n)+.*hf download laion/"),
         ({"model": "ViT-B-32", "weights": "./none.pt"}, "not there: none.pt"),
+        ({"weights": "broken"}, "broken.*describes no model that open_clip can build: .*vit_none"),
         ({"weights": "."}, "no configuration of an open_clip model"),
     ],
 )
 def test_mistakes_say_what_to_do(options, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken").mkdir()
+    vision = {"timm_model_name": "vit_none", "timm_proj": "none"}
+    broken = {"model_cfg": {**TIMM, "vision_cfg": vision}}
+    (tmp_path / "broken" / "open_clip_config.json").write_text(json.dumps(broken))
+    (tmp_path / "broken" / "model.safetensors").touch()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=text) as caught:
         build("open_clip", **options)
     weights = options.pop("weights", None)
-    if weights != ".":  # an empty folder is only opened by build
+    if weights not in (".", "broken"):  # a folder is only opened by build
         assert missing("open_clip", weights, **options) == str(caught.value)
 
 
