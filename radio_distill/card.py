@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
-from radio_distill import journal
+from radio_distill import checkpoint, journal
 from radio_distill.recipe import Recipe
 
 TEMPLATE = """\
@@ -69,16 +70,26 @@ def write_card(folder: Path, config: dict[str, Any], recipe: Recipe) -> None:
     ]
     supervised = sum(head["summary"] is not None for head in spec["heads"].values())
     parameters = _parameters(folder)
+    steps, ranks = _progress(recipe)
     text = TEMPLATE.format(
         name=recipe.folder.name, folder=f"{recipe.run}/export", adaptors=list(config["teachers"]), count=len(rows),
         width=spec["width"], depth=spec["depth"], patch=spec["patch"], largest=spec["cpe_max"],
         parameters=parameters / 1e6, summary=supervised * spec["width"],
         size="×".join(map(str, config["preferred_size"])),
-        teachers="\n".join(rows), steps=recipe.steps, images=sum(s.batch for s in recipe.streams.values()),
+        teachers="\n".join(rows), steps=steps, images=ranks * sum(s.batch for s in recipe.streams.values()),
         task=recipe.task, seed=recipe.seed, commit=commit(), figures=_figures(recipe),
         shards="; ".join(str(stream.shards) for stream in recipe.streams.values()),
     )  # fmt: skip
     (folder / "README.md").write_text(text)
+
+
+def _progress(recipe: Recipe) -> tuple[int, int]:
+    """Finished steps and ranks, of the newest checkpoint: a run may be exported before its end."""
+    newest = checkpoint.latest(recipe.folder)
+    if newest is None:
+        return 0, 1
+    facts = json.loads((newest / checkpoint.STATE).read_text())
+    return facts["step"], facts["world"]
 
 
 def _parameters(folder: Path) -> int:

@@ -179,12 +179,14 @@ class DistillObjective:
 
     def check_sizes(self) -> None:
         """Raise `UserError` where a teacher cannot take what a stream's sizes ask of it."""
+        from radio_distill.views import check_sizes
         from teachers.errors import UserError
 
         for stream, config in self.recipe.streams.items():
             for size in config.size:
                 for name, wanted in self._teacher_sizes(stream, size).items():
                     try:
+                        check_sizes([size, wanted], f"teachers.{name}")
                         self.teachers[name].encoder(config.sharpen).check_size(wanted)
                     except UserError as error:
                         raise UserError(

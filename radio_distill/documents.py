@@ -48,7 +48,10 @@ def find_document(path: str | Path) -> Path:
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The document at `path` as a plain dict, after `overrides` (`a.b=1`, also into lists: `stages.0.steps=10`)."""
+    """The document at `path` as a plain dict, after `overrides` (`a.b=1`, also into lists: `stages.0.steps=10`).
+
+    An override sets its key: a mapping takes the place of the one that stood there.
+    """
     try:
         document = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
@@ -62,7 +65,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         try:
             # Unresolved, so that an override may refer to other keys: run=runs/seed${seed}
             value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"]
-            OmegaConf.update(document, key.lstrip("-"), value, merge=True, force_add=True)
+            OmegaConf.update(document, key.lstrip("-"), value, merge=False, force_add=True)
         except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"cannot apply the override {override!r} to {path}: {reason}") from None

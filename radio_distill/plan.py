@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -95,7 +96,8 @@ def make_plan(recipe: Recipe) -> Plan:
     student = None
     if recipe.student:
         with torch.device("meta"):
-            student = RadioModel(student_spec(recipe.student, {n: t.base.dims for n, t in teachers.items()})).eval()
+            student = RadioModel(student_spec(recipe.student, {n: t.base.dims for n, t in teachers.items()}))
+        student.eval().requires_grad_(False)  # torch's counter trips over views of parameters that want gradients
         plan.parameters["student"] = count(student)
     for stream, config in recipe.streams.items():
         for size in config.size if student is not None else []:
@@ -156,7 +158,7 @@ def _sharpening_costs(teacher: Teacher, recipe: Recipe, stream: str) -> list[Cos
     h, w = base.grid(size)
     passes = 1 + config.views.jitters + (f**2 if f > 1 else 0)
     with torch.device("meta"):
-        adapter = Adapter(config, base)
+        adapter = Adapter(config, base).requires_grad_(False)
         low, tiles = torch.empty(1, base.dims.spatial, h, w), torch.empty(1, base.dims.spatial, f * h, f * w)
         image = torch.empty(1, 3, f * size[0], f * size[1])
     both = 3 * count_flops(lambda: adapter(low, tiles, image))
@@ -170,6 +172,7 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+@lru_cache(64)  # a teacher of one size stands beside many students
 def flops(module: Encoder | RadioModel, size: Size) -> float:
     """Floating-point operations of one image forward, counted on the meta device."""
     with torch.device("meta"):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 ROOT = Path(__file__).parents[1]
 # Before tests/, whose folders are named like the packages that they test.
@@ -19,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
+from trial import Trial  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -36,13 +36,13 @@ def encoded(number: int, kind: str = "JPEG") -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(picture(number)).save(file, kind)
+    Image.fromarray(picture(number, height=40 + 4 * (number % 3))).save(file, kind)
     return file.getvalue()
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Path:
-    """A folder with three training shards of ten pictures (JPEG and PNG) and one of six held out."""
+    """A folder with three training shards of ten pictures (JPEG and PNG, 40 to 48 pixels) and one of six held out."""
     from webdataset import TarWriter
 
     folder = tmp_path_factory.mktemp("shards")
@@ -100,31 +100,6 @@ def tiny_recipe(shards, tmp_path_factory) -> Callable[..., dict]:
         }
 
     return make
-
-
-class Trial:
-    """One tiny run in a folder of its own, started in this process as the command line would."""
-
-    def __init__(self, recipe: dict, folder: Path):
-        self.recipe, self.file, self.run = recipe, folder / "tiny.yaml", Path(recipe["run"])
-        self.file.write_text(yaml.safe_dump(recipe, sort_keys=False))
-
-    def train(self, *overrides: str) -> int:
-        """The exit code of `train.py tiny.yaml overrides...`."""
-        from radio_distill import train
-
-        return train.main([str(self.file), *overrides])
-
-    def journal(self, kind: str = "step") -> list[dict]:
-        """The journal's records of a kind, without what only measures time."""
-        from radio_distill import journal
-
-        records = [record for record in journal.read(self.run) if record["kind"] == kind]
-        return [{key: value for key, value in record.items() if key not in journal.TIMES} for record in records]
-
-    def checkpoints(self) -> list[int]:
-        """The steps of the checkpoints that are there."""
-        return sorted(int(path.name.split("-")[1]) for path in (self.run / "checkpoints").glob("step-*"))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 
 PRELOADED = ["radio_distill.distill", "radio_distill.loop", "radio_distill.plan", "radio_distill.export",
              "timm.models.vision_transformer", "teachers.random_encoder", "deepspeed"]  # fmt: skip
-PATIENCE = 120  # seconds until a process that should have done something is given up
+PATIENCE = 300  # seconds until a process that should have done something is given up
 
 
 def free_port() -> int:
@@ -34,11 +35,12 @@ class Ranks:
         context.set_forkserver_preload(PRELOADED)
         self.log, port = log, free_port()
         self.processes = [
-            context.Process(target=_rank, args=(list(arguments), rank, world, port, str(log), first), daemon=True)
+            context.Process(target=_rank, args=(list(arguments), rank, world, port, str(log), first))
             for rank in range(world)
         ]
         for process in self.processes:
             process.start()
+            atexit.register(process.kill)  # a test that failed half-way leaves nobody behind
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to every rank."""
@@ -60,12 +62,13 @@ class Ranks:
         return self.log.read_text() if self.log.exists() else ""
 
 
-def wait_until(what: Callable[[], bool], why: str) -> None:
-    """Look until `what` is true."""
+def wait_until(what: Callable[[], bool], why: str, ranks: Ranks | None = None) -> None:
+    """Look until `what` is true, or until one of the ranks that should make it so has ended."""
     until = time.monotonic() + PATIENCE
     while not what():
-        if time.monotonic() > until:
-            raise AssertionError(f"waited {PATIENCE} s in vain until {why}")
+        ended = ranks and [process.exitcode for process in ranks.processes if process.exitcode is not None]
+        if ended or time.monotonic() > until:
+            raise AssertionError(f"waited in vain for {why}; ended: {ended}\n{ranks.said() if ranks else ''}")
         time.sleep(0.005)
 
 

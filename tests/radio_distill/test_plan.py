@@ -1,0 +1,76 @@
+"""`dry_run=true`: what will be run, what it costs and what is missing, without weights; and a start that lacks them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from radio_distill import plan, train
+from radio_distill.recipe import load_recipe
+from radio_distill.student import student_spec
+from radio_distill.targets import load_teacher
+from teachers.features import Dims
+from teachers.radio import RadioModel
+
+
+@pytest.fixture
+def console(monkeypatch):
+    """A wide console, and a machine whose speed is known."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(plan, "measured_speed", lambda: 100e9)
+
+
+def test_the_plan_of_a_run_that_could_start(trial, console, capsys):
+    assert trial.train("dry_run=true", "streams.high.sharpen=true", "teachers.b.sharpen=tile") == 0
+    said = capsys.readouterr().out
+    assert "nothing is started" in said and "nothing is missing" in said and not trial.run.exists()
+    assert "5 passes + fusion" in said and "steps        8 in 1 stage(s); images a rank: low 32, high 16" in said
+    recipe = load_recipe(trial.file)
+    made = plan.make_plan(recipe)
+    base = load_teacher("a", recipe.teachers["a"], "cpu").base
+    assert made.parameters["a"] == sum(parameter.numel() for parameter in base.parameters())
+    student = [cost for cost in made.costs if cost.name == "student"]
+    assert [(cost.stream, cost.size, cost.grid) for cost in student] == [
+        ("low", (32, 32), (4, 4)), ("high", (32, 48), (4, 6)), ("high", (48, 64), (6, 8))
+    ]  # fmt: skip
+    total = sum(cost.flops * recipe.streams[cost.stream].batch for cost in made.costs)
+    assert made.flops_a_step == pytest.approx(total)
+
+
+def test_flops_are_those_of_the_matrix_products(trial):
+    recipe = load_recipe(trial.file)
+    with torch.device("meta"):
+        student = RadioModel(student_spec(recipe.student, {"a": Dims(24, 24)}))
+    tokens, patches, width, hidden = 3 + 16, 16, 32, 24  # one summary token, two registers
+    block = tokens * width * width * (3 + 1 + 4 + 4) + 2 * tokens * tokens * width
+    heads = (1 + patches) * (width * hidden + hidden * 24)
+    wanted = 2 * (patches * 3 * 8 * 8 * width + 2 * block + heads)
+    assert plan.flops(student.eval(), (32, 32)) == pytest.approx(wanted, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["radio_b", "radio_l"])
+def test_radios_own_recipes_plan_without_weights_and_say_what_is_missing(name, console, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SHARDS", raising=False)
+    assert train.main([name, "dry_run=true"]) == 0
+    said = capsys.readouterr().out
+    sizes = dict(re.findall(r"(\w+) ([\d.]+) M", said.split("parameters")[1].splitlines()[0]))
+    assert 600 < float(sizes["dfn_clip"]) < 680 and 400 < float(sizes["siglip"]) < 450
+    assert float(sizes["student"]) > {"radio_b": 85, "radio_l": 300}[name]
+    assert "missing: 7" in said and "hf download" in said and "teachers.siglip.sharpen" in said
+    assert "streams.high.shards" in said and "python -m radio_distill.shards pack" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_start_without_weights_says_what_is_missing_and_how_to_get_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["radio_l"]) == 2
+    said = capsys.readouterr().err
+    assert "cannot start runs/radio_l: 7 missing" in said and "Nothing was started." in said
+    for key in ("teachers.dfn_clip.weights", "teachers.siglip.weights", "teachers.dfn_clip.sharpen", "heldout.shards"):
+        assert key in said
+    assert "hf download" in said and "recipes/featsharp" in said and not (tmp_path / "runs").exists()
