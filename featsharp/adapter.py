@@ -50,9 +50,20 @@ class Adapter(nn.Module):
 
 
 def save(
-    adapter: Adapter, config: SharpenerConfig, encoder: Encoder, folder: Path | str, fidelity: Mapping[str, float] = {}
+    adapter: Adapter,
+    config: SharpenerConfig,
+    encoder: Encoder,
+    folder: Path | str,
+    *,
+    built_from: Mapping[str, Any] | None = None,
+    fidelity: Mapping[str, float] | None = None,
 ) -> None:
-    """Write `folder`: the weights, and a config that names their teacher. Earlier files survive a failure."""
+    """Write `folder`: the weights, and a config that names their teacher. Earlier files survive a failure.
+
+    Args:
+        built_from: what `teachers.catalogue.build` was given for the encoder (`encoder`, `weights`, `options`).
+        fidelity: held-out figures, see `featsharp.fidelity`.
+    """
     from safetensors.torch import save_file
 
     folder = Path(folder)
@@ -60,9 +71,9 @@ def save(
     about = {
         "kind": KIND,
         "version": VERSION,
-        "teacher": _describe(encoder),
+        "teacher": {**_describe(encoder), "built_from": None if built_from is None else dict(built_from)},
         "sharpener": config.model_dump(),
-        "fidelity": dict(fidelity),
+        "fidelity": dict(fidelity or {}),
     }
     weights, text = folder / f".{WEIGHTS}.{os.getpid()}", folder / f".{CONFIG}.{os.getpid()}"
     save_file({key: value.detach().cpu().contiguous() for key, value in adapter.state_dict().items()}, weights)

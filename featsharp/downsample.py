@@ -15,7 +15,7 @@ from featsharp.config import DownsamplerConfig
 from featsharp.patches import gather, join, split, spread
 
 TILE = 4  # low-resolution cells along the side of a tile
-START = 0.4  # σ of the Gaussian that both downsamplers start from, in low-resolution cells: about a cell's own square
+START = 0.25  # σ of the Gaussian that both downsamplers start from, in low-resolution cells: about a cell's own square
 
 
 def weighted_cells(x: Tensor, weights: Tensor, factor: int) -> Tensor:

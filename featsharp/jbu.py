@@ -153,7 +153,7 @@ class JbuLevel(nn.Module):
         self.factor, self.radius, self.implementation = factor, config.radius, config.implementation
         # One element each, not none: DeepSpeed cannot broadcast a parameter without dimensions.
         self.temperature = nn.Parameter(torch.zeros(1))  # log τ
-        self.sigma = nn.Parameter(torch.ones(1))  # in units of the radius
+        self.sigma = nn.Parameter(torch.full((1,), config.sigma))  # in units of the radius
         self.project = nn.Sequential(nn.Conv2d(3, config.width, 1), nn.GELU(), nn.Conv2d(config.width, config.width, 1))
 
     def forward(self, source: Tensor, guidance: Tensor) -> Tensor:

@@ -48,10 +48,11 @@ class SharpenObjective:
         device: torch.device | str = "cpu",
         precision: Callable[[], AbstractContextManager] = nullcontext,
         say: Callable[[str], None] = print,
+        built_from: Mapping[str, Any] | None = None,
     ):
         self.encoder, self.config, self.seed, self.device = encoder, config, seed, torch.device(device)
         self.statistics_batches, self.cache = statistics_batches, Path(cache).expanduser()
-        self.precision, self.say = precision, say
+        self.precision, self.say, self.built_from = precision, say, built_from
         with seeded("sharpener", seed):
             self.model: nn.Module = Consistency(config, encoder).to(self.device)
         self.view_size = tuple(n * config.factor for n in encoder.native_size)
@@ -171,4 +172,11 @@ class SharpenObjective:
 
     def artefact(self, folder: Path) -> None:
         """The adapter: what `featsharp.sharpener.build` and a recipe's `sharpen:` load."""
-        adapters.save(self.model.adapter, self.config, self.encoder, folder, self.fidelity)
+        adapters.save(
+            self.model.adapter,
+            self.config,
+            self.encoder,
+            folder,
+            built_from=self.built_from,
+            fidelity=self.fidelity,
+        )

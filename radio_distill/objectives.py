@@ -32,6 +32,7 @@ def build_objective(recipe: Recipe, world: World) -> Objective:
         device=world.device,
         precision=precision,
         say=say,
+        built_from=teacher.model_dump(include={"encoder", "weights", "options"}),
     )
 
 
