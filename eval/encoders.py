@@ -72,7 +72,7 @@ def nearest_size(encoder: Encoder, wanted: Size | None) -> Size:
         try:
             encoder.check_size(size)
         except UserError as error:
-            refusal = error
+            refusal = error if factor == 1 else refusal
         else:
             return size
     raise refusal

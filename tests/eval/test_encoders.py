@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import yaml
-from worlds import Student, Truth
+from worlds import Student, Truth, write_student
 
-from eval import encoders
 from eval.encoders import Model, everything, nearest_size, open_model, open_models, split_name
 from teachers.errors import UserError
 
@@ -103,12 +102,12 @@ def test_heads_are_found_and_the_first_one_with_text_is_taken():
     assert set(everything(student, torch.zeros(1, 3, 16, 16))) == {"backbone", "a", "b"}
 
 
-def test_a_run_is_opened_with_its_heads_and_untrained_beside_it(trained):
-    model, fresh = open_models([str(trained.run), f"untrained:{trained.run}"])
+def test_a_run_is_opened_with_its_heads_and_untrained_beside_it(tmp_path):
+    run = write_student(tmp_path / "run")
+    model, fresh = open_models([str(run), f"untrained:{run}"])
     assert (model.name, fresh.name) == ("run", "untrained")
     assert set(model.adaptors) == set(fresh.adaptors) == {"a", "b"}
     assert model.identity != fresh.identity
     assert model.adaptors["a"].teacher().dims.spatial == model.adaptors["a"].dims.spatial == 24
     with pytest.raises(UserError, match="no head 'c'"):
         model.text_head("c")
-    assert encoders.FORMS

@@ -147,3 +147,32 @@ class World:
 
     def run(self, encoder: Encoder, task: str, seed: int = 0, **settings):
         return TASKS[task].run(self.context(encoder, task, seed, **settings))
+
+
+def write_student(folder: Path) -> Path:
+    """An export of an untrained student with heads for two random teachers `a` and `b`, as a run would leave it."""
+    import json
+
+    from safetensors.torch import save_file
+
+    from teachers.catalogue import build
+    from teachers.radio import HeadSpec, RadioModel, RadioSpec
+    from teachers.radio_encoder import CONFIG, FORMAT, WEIGHTS
+    from teachers.seeding import seeded
+
+    teachers, heads = {}, {}
+    for name, options in {"a": {"patch": 8, "width": 24, "image_size": 32}, "b": {"patch": 4, "width": 16}}.items():
+        options |= {"depth": 1, "image_size": options.get("image_size", 16)}
+        teacher = build("random", **options)
+        heads[name] = HeadSpec(teacher.dims.summary, teacher.dims.spatial)
+        teachers[name] = {"encoder": "random", "weights": None, "options": options, "has_text": False}
+    spec = RadioSpec(
+        patch=8, width=32, depth=2, num_heads=2, cpe_max=64, registers=2, heads=heads, head_hidden=32, head_blocks=0
+    )
+    with seeded("a student"):
+        model = RadioModel(spec)
+    (folder / "export").mkdir(parents=True)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "export" / WEIGHTS)
+    config = {"format": FORMAT, "licence": "none", "preferred_size": [32, 32], "spec": spec.as_dict()}
+    (folder / "export" / CONFIG).write_text(json.dumps(config | {"teachers": teachers}))
+    return folder
