@@ -20,7 +20,7 @@ class JbuConfig(Section):
 
     radius: int = Field(3, ge=1, le=8, description="taps on each side of the centre: 3 means 7×7 = 49 weights a pixel")
     width: int = Field(32, ge=1, description="channels of the projection that compares guidance pixels")
-    sigma: float = Field(0.15, gt=0, description="spatial width at the start, in radii; published: 1, a blur to unlearn")
+    sigma: float = Field(0.15, gt=0, description="spatial width at first, in radii; published: 1, a blur to unlearn")
     guidance: Literal["area", "bilinear"] = Field(
         "area", description="how the image shrinks to the map's size; bilinear, as published, aliases"
     )
