@@ -50,11 +50,12 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, radius: int)
     queries = split(q.flatten(3), TILE).unflatten(2, (heads, e)).transpose(1, 2)
     keys, values = (gather(x.flatten(3), rows, columns).unflatten(2, (heads, e)).transpose(1, 2) for x in (k, v))
     # Keys beyond the border get one more coordinate, which lowers their score with any query: a mask a tile would
-    # repeat `bias` for every tile and image.
+    # repeat `bias` for every tile and image. Fused kernels want equal widths, in steps of 8.
+    spare = (0, 8 - e % 8)
+    queries, keys, values = F.pad(queries, spare, value=1.0), F.pad(keys, spare), F.pad(values, spare)
     beyond = (NEVER * e**0.5 * ~inside).to(q.dtype).flatten(2).repeat(b, 1, 1).flatten(0, 1)
-    keys = torch.cat([keys, beyond[:, None, :, None].expand(-1, heads, -1, 1)], 3)
-    queries = F.pad(queries, (0, 1), value=1.0)
-    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias.to(q.dtype), scale=e**-0.5)
+    keys[..., e] = beyond[:, None]
+    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias.to(q.dtype), scale=e**-0.5)[..., :e]
     return join(out.transpose(1, 2).flatten(2), TILE, (h, w)).unflatten(3, (heads, e))
 
 
