@@ -66,13 +66,14 @@ def nearest_size(encoder: Encoder, wanted: Size | None) -> Size:
     """The size that `encoder` takes nearest to `wanted` (None: its native one)."""
     if wanted is None or not encoder.resolution_flexible:
         return encoder.native_size
+    refusal = None
     for factor in range(1, MOST_TILES + 1):  # a sharpened encoder takes multiples of patch × factor
         step = encoder.patch_size * factor
         size = tuple(max(round(side / step), 1) * step for side in wanted)
         try:
             encoder.check_size(size)
         except UserError as error:
-            refusal = error if factor == 1 else refusal
+            refusal = refusal or error
         else:
             return size
     raise refusal

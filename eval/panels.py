@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from eval.suite import Suite
 
 FITTED_ON = 24  # pictures that a basis is fitted on
-WIDTH = 900  # pixels of a panel, if pictures are then neither tiny nor huge
+WIDTH = 800  # pixels of a panel, if pictures are then neither tiny nor huge
 
 
 def panels(suite: Suite, models: Sequence[Model]) -> dict[str, bytes]:
@@ -59,5 +59,5 @@ def _sheet(columns: Sequence[tuple[str, list]]) -> bytes:
         for number in range(len(columns[0][1]))
     ]
     buffer = io.BytesIO()
-    panel(rows, cell=min(max(WIDTH // len(columns), 96), 180)).save(buffer, "PNG", optimize=True)
+    panel(rows, cell=min(max(WIDTH // len(columns), 96), 140)).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

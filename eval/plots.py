@@ -41,10 +41,11 @@ def delta_bars(rows: Sequence[Row], baseline: str) -> Figure | None:
             colour = COLOURS[number % len(COLOURS)]
             axes.barh(place, estimate.mean, height=0.9 * bar, color=colour, xerr=estimate.error, label="_",
                       error_kw={"elinewidth": 0.8, "ecolor": "#333333"})  # fmt: skip
+            outwards = 1 if estimate.mean >= 0 else -1
             axes.annotate(
-                f"{estimate.mean:+.1f}", (estimate.mean, place), xytext=(3 if estimate.mean >= 0 else -3, 0),
-                textcoords="offset points", va="center", ha="left" if estimate.mean >= 0 else "right", fontsize=7,
-                bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.7},
+                f"{estimate.mean:+.1f}", (estimate.mean + outwards * (estimate.error or 0.0), place),
+                xytext=(3 * outwards, 0), textcoords="offset points", va="center",
+                ha="left" if outwards > 0 else "right", fontsize=7,
             )  # fmt: skip
         axes.barh(0, 0, color=COLOURS[number % len(COLOURS)], label=row.model)
     _dress(axes, lines, largest, baseline)
@@ -56,7 +57,7 @@ def _dress(axes, lines: Sequence[str], largest: float, baseline: str) -> None:
     axes.axvline(0, color="#333333", linewidth=0.8)
     axes.set_yticks(range(len(lines)), lines, fontsize=8)
     axes.get_yticklabels()[0].set_fontweight("bold")
-    axes.invert_yaxis()
+    axes.set_ylim(len(lines) - 0.5, -0.5)
     label = f"Δ% against {baseline} (right is better)"
     if largest > WIDE_RANGE:
         axes.set_xscale("symlog", linthresh=1, linscale=0.6)

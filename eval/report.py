@@ -90,6 +90,14 @@ def _pictures(
     return pictures
 
 
+def brief(estimate: Estimate) -> str:
+    """`+0.39 ± 0.12`, `+12.3 ± 4.0`, `+456 ± 70`: as many decimals as a reader can use."""
+    size = max(abs(estimate.mean), estimate.error or 0.0)
+    decimals = 2 if size < 10 else 1 if size < 100 else 0
+    text = f"{estimate.mean:+.{decimals}f}".replace("-", "−")
+    return text if estimate.error is None else f"{text} ± {estimate.error:.{decimals}f}"
+
+
 def _delta_rows(rows: Sequence[Row], ranks: dict[str, float | None], baseline: str) -> list[dict[str, Any]]:
     def plain(estimate: Estimate | None, is_baseline: bool) -> dict[str, str]:
         if estimate is None:
@@ -97,7 +105,7 @@ def _delta_rows(rows: Sequence[Row], ranks: dict[str, float | None], baseline: s
         if is_baseline:
             return {"text": "0", "verdict": ""}
         verdict = "" if estimate.resolved is None else estimate.verdict
-        return {"text": str(estimate), "verdict": verdict}
+        return {"text": brief(estimate), "verdict": verdict}
 
     return [
         {

@@ -1,6 +1,6 @@
 """The typed result file: one JSON a (model, task, seed), written whole or not at all, read strictly.
 
-A score is done when a file says so under the same key: model identity, task, protocol version, settings, data, seed.
+A score is done when a file says so under the same key: identities, task, protocol version, settings, data, seed.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Score(Section):
     model: str
     replicate: int
     identity: str
+    partners: list[str] = Field(description="identities of other encoders that the figures depend on")
     task: str = Field(description="its name in the recipe")
     kind: str = Field(description="the task module")
     group: str
@@ -66,7 +67,8 @@ class Score(Section):
     @property
     def key(self) -> str:
         """What makes this score the one that was asked for."""
-        return score_key(self.identity, self.task, self.protocol, self.settings, self.data_identity, self.seed)
+        identities = [self.identity, *self.partners]
+        return score_key(identities, self.task, self.protocol, self.settings, self.data_identity, self.seed)
 
     @property
     def done(self) -> bool:
@@ -74,9 +76,11 @@ class Score(Section):
         return self.error is None
 
 
-def score_key(identity: str, task: str, protocol: int, settings: dict[str, Any], data_identity: str, seed: int) -> str:
+def score_key(
+    identities: list[str], task: str, protocol: int, settings: dict[str, Any], data_identity: str, seed: int
+) -> str:
     """A hash of everything that a figure depends on."""
-    text = json.dumps([identity, task, protocol, settings, data_identity, seed], sort_keys=True)
+    text = json.dumps([identities, task, protocol, settings, data_identity, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -86,7 +86,15 @@ class Suite:
     def key(self, cell: Cell) -> str:
         settings = cell.settings.model_dump(mode="json", exclude={"seeds"})
         data = self.data_identity(cell)
-        return score_key(cell.model.identity, cell.task, cell.module.VERSION, settings, data, cell.seed)
+        identities = [cell.model.identity, *self.partners(cell)]
+        return score_key(identities, cell.task, cell.module.VERSION, settings, data, cell.seed)
+
+    def partners(self, cell: Cell) -> list[str]:
+        """Identities of the other encoders that the figures depend on."""
+        try:
+            return [encoder.identity for encoder in cell.module.partners(self.context(cell))]
+        except (NotApplicable, UserError):
+            return []  # nothing can be scored: `score` records why
 
     def found(self, cell: Cell) -> Score | None:
         """The score that stands there already, perhaps under another name of the model, and is no failure."""
@@ -142,8 +150,9 @@ class Suite:
             last = traceback.extract_tb(error.__traceback__)[-1]
             failure = f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
         score = Score(
-            model=cell.model.name, replicate=cell.model.replicate, identity=cell.model.identity, task=cell.task,
-            kind=cell.settings.task, group=cell.module.GROUP, protocol=cell.module.VERSION,
+            model=cell.model.name, replicate=cell.model.replicate, identity=cell.model.identity,
+            partners=self.partners(cell), task=cell.task, kind=cell.settings.task,
+            group=cell.module.GROUP, protocol=cell.module.VERSION,
             data=cell.settings.data, data_identity=self.data_identity(cell),
             settings=cell.settings.model_dump(mode="json", exclude={"seeds"}),
             seed=cell.seed, seeded=cell.module.SEEDED, metrics=metrics, facts=facts, not_applicable=reason,

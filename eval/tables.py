@@ -166,8 +166,13 @@ def coverage(rows: Sequence[Row], scores: Sequence[Score]) -> str:
     tail = f" (applicable to none: {', '.join(silent)})" if silent else ""
     if not partial:
         return f"all {len(rows)} models have all {total} metrics{tail}"
-    head = f"{len(rows) - len(partial)} of {len(rows)} models have all {total} metrics{tail}; "
-    return head + "; ".join(f"{row.model}: {row.coverage}" for row in partial)
+    alike: dict[str, list[str]] = {}
+    for row in partial:
+        alike.setdefault(row.coverage, []).append(row.model)
+    complete = len(rows) - len(partial)
+    head = f"{complete} of {len(rows)} models have all {total} metrics{tail}; " if complete else ""
+    every = [f"all {len(rows)} models" if len(found) == len(rows) else ", ".join(found) for found in alike.values()]
+    return head + "; ".join(f"{who}: {text}" for who, text in zip(every, alike)) + ("" if complete else tail)
 
 
 def scores_csv(scores: Sequence[Score]) -> str:

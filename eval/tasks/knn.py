@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from eval.resampling import hits, metric, percentage
 from eval.tasks.task import Context, Need, NotApplicable, Result, TaskSettings
 from teachers.errors import UserError
+from teachers.features import Encoder
 
 VERSION = 1
 GROUP = "Classification"
@@ -33,6 +34,10 @@ class Settings(TaskSettings):
     task: Literal["knn"]
     k: Annotated[int, Field(ge=1)] = Field(20, description="neighbours that vote")
     temperature: Annotated[float, Field(gt=0)] = Field(0.07, description="of the votes' weights")
+
+
+def partners(ctx: Context) -> list[Encoder]:
+    return []
 
 
 def parts(ctx: Context) -> list[Need]:

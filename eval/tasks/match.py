@@ -33,6 +33,11 @@ class Settings(TaskSettings):
     task: Literal["match"]
 
 
+def partners(ctx: Context) -> list[Encoder]:
+    """The teachers: their weights decide the figures too."""
+    return [head.teacher() for head in ctx.model.adaptors.values()]
+
+
 def parts(ctx: Context) -> list[Need]:
     if not ctx.model.adaptors:
         raise NotApplicable("the model has no heads")

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from eval.resampling import metric, percentage
 from eval.tasks.task import Context, Need, Result, TaskSettings
-from eval.tasks.zero_shot import text_head
+from eval.tasks.zero_shot import partners, text_head
+
+__all__ = ["partners"]  # as zero-shot's
 
 VERSION = 1
 GROUP = "Retrieval"

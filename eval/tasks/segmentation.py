@@ -18,6 +18,7 @@ from eval.feature_cache import Stored
 from eval.resampling import metric
 from eval.tasks.task import Context, Need, Result, TaskSettings
 from teachers.errors import UserError
+from teachers.features import Encoder
 from teachers.seeding import numpy_rng, seeded
 
 VERSION = 1
@@ -45,6 +46,10 @@ class Settings(TaskSettings):
     lr: Annotated[float, Field(gt=0)] = Field(1e-2, description="peak learning rate")
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-3, description="of the probe")
     labels: Annotated[int, Field(ge=1)] = Field(32, description="side of the label grid in training")
+
+
+def partners(ctx: Context) -> list[Encoder]:
+    return []
 
 
 def parts(ctx: Context) -> list[Need]:

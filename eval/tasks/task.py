@@ -8,6 +8,7 @@ FIT        how pictures come to the model's size: "crop" (largest centred box) o
 SPLITS     the parts of the data set that it uses
 PROTOCOL   what is done, in words; printed in every report
 Settings   its section of a recipe
+partners(ctx) → other encoders that the figures depend on (a head's teacher): part of a score's key
 parts(ctx) → [(encoder, split, part), ...]   asked for before `run`, so that one forward pass serves all tasks
 run(ctx)   → Result
 """

@@ -55,6 +55,12 @@ def text_head(ctx: Context) -> tuple[str, Encoder]:
     return head
 
 
+def partners(ctx: Context) -> list[Encoder]:
+    """The teacher whose text tower is used: its weights decide the figure too."""
+    head = text_head(ctx)[1]
+    return [head.teacher()] if head is not ctx.model.encoder else []
+
+
 def parts(ctx: Context) -> list[Need]:
     return [(ctx.model.encoder, "val", f"{text_head(ctx)[0]}.summary")]
 

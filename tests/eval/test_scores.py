@@ -15,10 +15,10 @@ from teachers.errors import UserError
 def make(**changes) -> S.Score:
     figure = S.MetricScore(value=51.5, direction="higher", unit="%", n=200, chance=10.0, resamples=[50.0, 52.0])
     plain = {
-        "model": "a", "replicate": 0, "identity": "1234567890abcdef", "task": "knn", "kind": "knn", "protocol": 1,
-        "group": "Classification", "data": "tabletop", "data_identity": "d", "settings": {"k": 20}, "seed": 0,
-        "seeded": False, "metrics": {"top-1": figure}, "commit": "c", "libraries": {}, "date": "2026-01-01 00:00:00",
-        "seconds": 1.5,
+        "model": "a", "replicate": 0, "identity": "1234567890abcdef", "partners": [], "task": "knn", "kind": "knn",
+        "protocol": 1, "group": "Classification", "data": "tabletop", "data_identity": "d", "settings": {"k": 20},
+        "seed": 0, "seeded": False, "metrics": {"top-1": figure}, "commit": "c", "libraries": {},
+        "date": "2026-01-01 00:00:00", "seconds": 1.5,
     }  # fmt: skip
     return S.Score(**plain | changes)
 
@@ -32,9 +32,17 @@ def test_a_score_comes_back_as_it_went(tmp_path):
     assert '"resamples": [ 50.0, 52.0 ]' in file.read_text()
 
 
-@pytest.mark.parametrize("change", ["identity", "protocol", "settings", "data_identity", "seed", "task"])
+@pytest.mark.parametrize("change", ["identity", "protocol", "settings", "data_identity", "seed", "task", "partners"])
 def test_the_key_depends_on_all_that_a_figure_depends_on(change):
-    other = {"identity": "x", "protocol": 2, "settings": {"k": 10}, "data_identity": "e", "seed": 1, "task": "knn2"}
+    other = {
+        "identity": "x",
+        "protocol": 2,
+        "settings": {"k": 10},
+        "data_identity": "e",
+        "seed": 1,
+        "task": "knn2",
+        "partners": ["t"],
+    }
     assert make(**{change: other[change]}).key != make().key
     assert make(model="renamed", date="later", commit="d").key == make().key
 

@@ -254,6 +254,14 @@ def test_match_resizes_the_students_map_to_the_teachers_grid(world):
     assert 0 < result.metrics["feature error a"].value < 1
 
 
+def test_figures_that_depend_on_a_teacher_say_so(world):
+    teacher = Truth("teacher")
+    student = Student({"clip": (Truth("head"), teacher)})
+    for task, wanted in {"zero_shot": [teacher], "retrieval": [teacher], "match": [teacher], "knn": []}.items():
+        assert TASKS[task].partners(world.context(student, task)) == wanted
+        assert TASKS[task].partners(world.context(teacher, task)) == []
+
+
 def test_match_needs_heads(world):
     with pytest.raises(NotApplicable):
         TASKS["match"].parts(world.context(Truth(), "match"))
