@@ -52,9 +52,9 @@ def test_every_shipped_recipe_is_valid_and_names_its_own_command(recipe):
 
 @pytest.mark.parametrize("command", commands("python -m "))
 def test_every_module_command_can_be_run(command):
-    module = command.split()[2]
-    runnable = importlib.util.find_spec(f"{module}.__main__") or importlib.util.find_spec(module)
-    assert runnable and '__name__ == "__main__"' in Path(runnable.origin).read_text() or runnable.name.endswith("__main__")
+    found = importlib.util.find_spec(command.split()[2])
+    main = Path(found.origin).with_name("__main__.py") if found.submodule_search_locations else Path(found.origin)
+    assert '__name__ == "__main__"' in main.read_text()
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))))

@@ -17,11 +17,11 @@ SMALL = ["statistics.batches=4", "heldout.samples=8", "output.log=2", "output.sa
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A folder in which everything of the story is made, step by step."""
-    from eval.tabletop.shards import write_shards
+    from eval.tabletop.shards import write
 
     folder = tmp_path_factory.mktemp("story")
     for split, scenes in (("train", 48), ("heldout", 8)):
-        write_shards(folder / "data", scenes, split=split, per_shard=24, workers=0)
+        write(folder / "data", scenes, 0, split=split, per_shard=24)
     return folder
 
 
@@ -60,7 +60,15 @@ def test_the_sharpener_is_an_adapter_of_its_teacher(sharpener):
 
 def test_the_run_folder_explains_itself(student):
     made = {path.name for path in student.iterdir()}
-    assert made >= {"recipe.yaml", "environment.txt", "journal.jsonl", "curves.png", "pictures", "checkpoints", "export"}
+    assert made >= {
+        "recipe.yaml",
+        "environment.txt",
+        "journal.jsonl",
+        "curves.png",
+        "pictures",
+        "checkpoints",
+        "export",
+    }
     records = journal.read(student)
     assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2, 3, 4]
     last = [r for r in records if r["kind"] == "heldout"][-1]
@@ -78,7 +86,9 @@ def test_the_report_compares_student_and_baseline(world, student):
     overrides = [word for override in small for word in ("--set", override)]
     models = [str(student), str(world / "baseline"), f"untrained:{student}"]
     out = world / "report"
-    code = evaluate([str(ROOT / "recipes/eval/quick.yaml"), *models, "--baseline", "baseline", "--out", str(out), *overrides])
+    code = evaluate(
+        [str(ROOT / "recipes/eval/quick.yaml"), *models, "--baseline", "baseline", "--out", str(out), *overrides]
+    )
     assert code == 0
     text = (out / "report.md").read_text()
     assert "Δm" in text and "baseline" in text.splitlines()[0] + text.splitlines()[2]
