@@ -231,6 +231,15 @@ def test_command_prints_json(tmp_path, capsys):
     }
 
 
+def test_command_needs_no_torch(tmp_path):
+    import subprocess
+    import sys
+
+    code = "import sys; from eval.__main__ import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    arguments = ["delta", str(write(tmp_path, SAK_CSV)), "--baseline", "base"]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, timeout=60)
+
+
 def test_command_flags_a_published_figure(tmp_path, capsys):
     path = str(write(tmp_path, SAK_CSV))
     assert main(["delta", path, "--baseline", "base", "--check", "SAK=0.83"]) == 0

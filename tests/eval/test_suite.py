@@ -131,9 +131,7 @@ def test_a_failed_task_is_recorded_and_the_rest_goes_on(folder, capsys, monkeypa
     printed = capsys.readouterr().out
     assert "RuntimeError: it broke (test_suite.py" in printed and "no data set at" in printed
     markdown = (folder / "failed" / "report.md").read_text()
-    assert (
-        "0 of 2 models have all 3 metrics" in markdown.splitlines()[0] and "missing: Classification / lost" in markdown
-    )
+    assert "all 2 models: 1 of 3; missing: Classification / lost, Dense / probe" in markdown.splitlines()[0]
     assert "probe, every model: failed: RuntimeError" in markdown and "n/a" in markdown
     score = json.loads(next((folder / "failed").glob("scores/a-*/probe.seed0.json")).read_text())
     assert "it broke" in score["error"] and not score["metrics"]
