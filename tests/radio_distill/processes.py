@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PRELOADED = ["radio_distill.distill", "radio_distill.loop", "radio_distill.plan", "radio_distill.export",
-             "timm.models.vision_transformer", "teachers.random_encoder", "deepspeed"]  # fmt: skip
+             "timm.models.vision_transformer", "teachers.random_encoder", "deepspeed",
+             "deepspeed.runtime.zero.muon.original_muon"]  # fmt: skip
 PATIENCE = 300  # seconds until a process that should have done something is given up
 
 
@@ -72,12 +73,18 @@ def wait_until(what: Callable[[], bool], why: str, ranks: Ranks | None = None) -
         time.sleep(0.005)
 
 
-def slowly(rank: int) -> None:
-    """Make every step take a moment, so that a signal arrives between the first and the last."""
+def hold(rank: int, step: int, on: int = 0) -> None:
+    """Make rank `on` wait after `step` steps until it is asked to stop, or killed; the others then wait in mid-step."""
     from radio_distill import loop
 
     one_step = loop.Training.one_step
-    loop.Training.one_step = lambda *arguments: (time.sleep(0.05), one_step(*arguments))[1]
+
+    def patiently(training, streams, stopper):
+        while rank == on and training.step == step and not stopper.asked():
+            time.sleep(0.005)
+        return one_step(training, streams, stopper)
+
+    loop.Training.one_step = patiently
 
 
 def _rank(arguments: list[str], rank: int, world: int, port: int, log: str, first: Callable | None) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from processes import Ranks, slowly, wait_until
+from processes import Ranks, hold, wait_until
 
 from radio_distill import journal
 
@@ -30,9 +30,9 @@ def weights(run: Path) -> bytes:
     return (run / "export" / "model.safetensors").read_bytes()
 
 
-def any_moment() -> int:
-    """A step to kill at: another one every time, said by the assertion that it makes fail."""
-    return random.SystemRandom().randrange(1, 8)
+def any_moment(after: int = 0) -> int:
+    """After how many steps to kill: another number every time, said by the assertion that it makes fail."""
+    return random.SystemRandom().randrange(after + 1, 8)
 
 
 def assert_same(run: Path, whole: Path, moment: object) -> None:
@@ -62,7 +62,7 @@ def test_one_rank_killed_twice_equals_an_uninterrupted_run(trial, tmp_path):
     whole, run, moment = tmp_path / "whole", trial.run, any_moment()
     assert trial.train(f"run={whole}", *LOADER) == 0
 
-    first = Ranks([str(trial.file), *LOADER], 1, tmp_path / "first.log", slowly)
+    first = Ranks([str(trial.file), *LOADER], 1, tmp_path / "first.log", partial(hold, step=moment))
     wait_until(lambda: steps(run) >= moment, f"step {moment}", first)
     first.kill()
     assert first.wait() == [-signal.SIGKILL]
@@ -78,27 +78,26 @@ def test_one_rank_killed_twice_equals_an_uninterrupted_run(trial, tmp_path):
 
 @pytest.mark.parametrize("options", [[], ZERO], ids=["stage0", "zero1"])
 def test_two_ranks_stopped_and_killed_equal_an_uninterrupted_run(trial, tmp_path, options):
-    whole, run, moment = tmp_path / "whole", trial.run, any_moment()
+    whole, run, moment = tmp_path / "whole", trial.run, any_moment(after=2)
     command = [str(trial.file), *options]
     undisturbed = Ranks([*command, f"run={whole}"], 2, tmp_path / "whole.log")
     assert undisturbed.wait() == [0, 0], undisturbed.said()
 
-    stopped = Ranks(command, 2, tmp_path / "stopped.log", slowly)
-    wait_until(lambda: steps(run) >= 2, "step 2", stopped)
-    os.kill(stopped.processes[1].pid, signal.SIGTERM)  # one rank is asked, both stop
+    stopped = Ranks(command, 2, tmp_path / "stopped.log", partial(hold, step=1, on=1))
+    wait_until(lambda: steps(run) == 1, "step 1", stopped)
+    os.kill(stopped.processes[1].pid, signal.SIGTERM)  # one rank is asked, both finish the step and stop
     assert stopped.wait() == [0, 0], stopped.said()
-    at = trial.checkpoints()[-1]
-    assert at == steps(run) and 2 <= at < 8 and f"saved at step {at}; the same command goes on" in stopped.said()
+    assert trial.checkpoints() == [2] and "saved at step 2; the same command goes on" in stopped.said()
 
-    killed = Ranks(command, 2, tmp_path / "killed.log", slowly)
-    wait_until(lambda: steps(run) >= max(moment, at + 1), f"step {moment}", killed)
+    killed = Ranks(command, 2, tmp_path / "killed.log", partial(hold, step=moment, on=1))
+    wait_until(lambda: steps(run) == moment, f"step {moment}", killed)
     killed.kill()
     assert killed.wait() == [-signal.SIGKILL] * 2
 
     resumed = Ranks(command, 2, tmp_path / "resumed.log")
     assert resumed.wait() == [0, 0], resumed.said()
-    assert f"resuming at step {trial.checkpoints()[0]}" not in resumed.said() and "resuming at step" in resumed.said()
-    assert_same(run, whole, (at, moment))
+    assert f"resuming at step {moment // 3 * 3 or 2}, " in resumed.said()
+    assert_same(run, whole, moment)
 
 
 def test_a_second_command_says_that_the_run_is_finished_and_changes_nothing(trained, capsys):
