@@ -7,7 +7,7 @@ import re
 import pytest
 
 from eval.tabletop.captions import class_prompts, vocabulary
-from eval.tabletop.kinds import COLOURS, KINDS, MATERIALS, SIZES
+from eval.tabletop.kinds import KINDS
 from eval.tabletop.render import Scene, render
 from teachers.words import WordTokenizer
 
