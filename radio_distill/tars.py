@@ -193,7 +193,13 @@ class _Pipe:
     """A webdataset pipe that ends with its reader, who may stop early: closing it waits for no program."""
 
     def __init__(self, pipe: Any):
-        self.pipe, self.read = pipe, pipe.read
+        self.pipe = pipe
+
+    def read(self, size: int) -> bytes:
+        """What has come, at most `size` bytes: to wait for all of them could mean to wait past the archive's end."""
+        data = self.pipe.stream.read1(size)
+        self.pipe.check_status()
+        return data
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
