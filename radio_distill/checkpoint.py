@@ -8,14 +8,16 @@ renamed into it, and an older one is removed only after that.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from radio_distill.engine import RankError, World, is_lost_peer
@@ -121,6 +123,23 @@ def not_written(what: str, run: Path, error: Exception) -> RankError:
     )
 
 
+@contextmanager
+def _no_foreign_code(folder: Path) -> Iterator[None]:
+    """DeepSpeed unpickles its files without reserve; in here torch admits only tensors, values and DeepSpeed's own."""
+    known = []
+    for file in folder.glob("*.pt"):
+        for name in torch.serialization.get_unsafe_globals_in_checkpoint(file):
+            module, _, attribute = name.rpartition(".")
+            if module.split(".")[0] == "deepspeed":
+                known.append(getattr(importlib.import_module(module), attribute))
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        with torch.serialization.safe_globals(known):
+            yield
+    finally:
+        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+
+
 def load(path: Path, engine: Any, world: World) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Put a checkpoint's weights and optimiser into `engine`; returns its facts and its objective's tensors."""
     from safetensors.torch import load_file
@@ -133,7 +152,8 @@ def load(path: Path, engine: Any, world: World) -> tuple[dict[str, Any], dict[st
                 expected="the same number of ranks, while deepspeed.zero_optimization splits the optimiser over them",
                 todo=f"start {facts['world']} ranks",
             )
-        where, _ = engine.load_checkpoint(str(path), tag=ENGINE)
+        with _no_foreign_code(path / ENGINE):
+            where, _ = engine.load_checkpoint(str(path), tag=ENGINE)
         if where is None:
             raise OSError("DeepSpeed found no weights in it")
         return facts, load_file(path / TEACHERS)

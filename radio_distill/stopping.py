@@ -1,8 +1,8 @@
 """Signals, and launchers that died, → one question that the loop asks between steps: shall we stop?
 
-SIGTERM or SIGINT finish the step and save; a second SIGINT, unless it follows at once, ends the process (launchers pass
-on the one that the terminal sent to everybody: that is still the first). A SIGTERM to the `deepspeed` launcher kills
-the launcher alone and orphans its ranks, so every rank also watches the launchers among its ancestors.
+SIGTERM or SIGINT finish the step and save; a second SIGINT, unless it follows at once, ends the process (what started us
+may pass on the one that the terminal has sent to everybody: that is still the first). A SIGTERM to the `deepspeed`
+launcher kills the launcher alone and orphans its ranks, so every rank also watches the launchers among its ancestors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import psutil
 
 LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed.run", "torch/distributed/run")
 LOOK_EVERY = 1.0  # seconds between looks at the process table
-ECHO = 3.0  # seconds in which a second SIGINT is the first one, passed on by a launcher
+ECHO = 3.0  # seconds in which a second SIGINT is the first one, passed on
 
 
 class Stopper:

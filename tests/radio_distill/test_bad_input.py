@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import resource
 import shutil
 from contextlib import contextmanager
@@ -127,6 +128,19 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_there(trial, ref
         newest.rename(newest.with_name("step-00000004.bad"))
         assert trial.train() == 0
         assert [r["step"] for r in trial.journal()] == list(range(1, 9))
+
+
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, (os.environ["TRAP"],)
+
+
+def test_a_checkpoint_from_elsewhere_runs_no_code(trial, refused, two_checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRAP", str(tmp_path / "trap"))
+    shutil.copytree(two_checkpoints.run, trial.run)
+    file = trial.run / "checkpoints" / "step-00000004" / "engine" / "mp_rank_00_model_states.pt"
+    torch.save(torch.load(file, weights_only=True) | {"more": Trap()}, file)
+    assert "cannot be read" in refused() and not (tmp_path / "trap").exists()
 
 
 def test_another_number_of_ranks_is_refused_where_zero_has_split_the_optimiser(trial, refused):

@@ -91,7 +91,7 @@ def test_ranks_notice_that_the_deepspeed_launcher_was_terminated_and_save(trial,
 def test_ctrl_c_under_torchrun_lets_both_ranks_finish_their_step_and_save(trial, launch):
     launched = launch(program("torchrun"), "--nproc-per-node", "2", "--master-port", str(free_port()))
     launched.wait_for_step(trial.run, 2)
-    os.killpg(launched.process.pid, signal.SIGINT)  # a terminal sends it to everybody, and torchrun to its ranks again
+    os.killpg(launched.process.pid, signal.SIGINT)  # as a terminal does; torchrun passes it on to its ranks
     said = launched.wait_for_the_end()
     [step] = trial.checkpoints()
     assert "2 ranks on cpu" in said and f"stopped (SIGINT) and saved at step {step}; the same command goes on" in said

@@ -115,3 +115,22 @@ def test_a_run_that_was_killed_before_its_export_only_exports(trial, capsys):
     (trial.run / "export").rmdir()
     assert trial.train("stages.0.steps=3") == 0
     assert story(trial.run) == told and weights(trial.run) == made
+
+
+def test_a_sharpeners_training_resumes_too(trial, tmp_path, monkeypatch):
+    from radio_distill.stopping import Stopper
+
+    recipe = [
+        "task=sharpen", "student=null",
+        "teachers={a: {encoder: random, options: {patch: 8, width: 16, image_size: 32}}}",
+        f"streams={{all: {{shards: '{trial.recipe['streams']['low']['shards']}', size: 32, batch: 2, shuffle: 8}}}}",
+        "sharpener={fusion: {heads: 2}, jbu: {width: 4}, views: {jitters: 1}}", "stages.0.steps=3", "heldout=null",
+    ]  # fmt: skip
+    assert trial.train(*recipe, f"run={tmp_path / 'whole'}") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Stopper, "asked", lambda stopper: steps(trial.run) == 1)
+        assert trial.train(*recipe) == 0
+    assert trial.checkpoints() == [2] and trial.train(*recipe) == 0
+    assert story(trial.run) == story(tmp_path / "whole")
+    [adapter] = (trial.run / "export").glob("*.safetensors")
+    assert adapter.read_bytes() == (tmp_path / "whole" / "export" / adapter.name).read_bytes()

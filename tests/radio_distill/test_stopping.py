@@ -25,7 +25,7 @@ def test_a_signal_is_remembered_instead_of_obeyed_and_only_inside(number):
     assert signal.getsignal(number) is before
 
 
-def test_ctrl_c_that_a_launcher_passes_on_is_the_first_one_and_a_later_one_ends_the_process(monkeypatch):
+def test_a_ctrl_c_that_comes_twice_at_once_is_one_and_a_later_one_ends_the_process(monkeypatch):
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(stopping.time, "monotonic", lambda: clock.now)
     with Stopper() as stopper:
