@@ -30,7 +30,8 @@ def recipe(world, name: str, run: str, steps: int, **streams) -> list[str]:
     shards = [f"streams.{stream}.shards={world}/data/train-*.tar" for stream in streams]
     batches = [f"streams.{stream}.batch={batch}" for stream, batch in streams.items()]
     return [
-        str(ROOT / "recipes" / name), f"run={world / run}", f"stages.0.steps={steps}", "stages.0.warmup=1", *shards, *batches,
+        str(ROOT / "recipes" / name), f"run={world / run}", f"stages.0.steps={steps}", "stages.0.warmup=1",
+        *shards, *batches,
         f"heldout.shards={world}/data/heldout-*.tar", f"statistics.cache={world}/statistics", *SMALL,
     ]  # fmt: skip
 
