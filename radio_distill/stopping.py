@@ -1,7 +1,7 @@
 """Signals, and launchers that died, → one question that the loop asks between steps: shall we stop?
 
-SIGTERM or SIGINT finish the step and save; a second SIGINT, unless it follows at once, ends the process (what started us
-may pass on the one that the terminal has sent to everybody: that is still the first). A SIGTERM to the `deepspeed`
+SIGTERM or SIGINT finish the step and save; a second SIGINT, unless it follows at once, ends the process (what started
+us may pass on the one that the terminal has sent to everybody: that is still the first). A SIGTERM to the `deepspeed`
 launcher kills the launcher alone and orphans its ranks, so every rank also watches the launchers among its ancestors.
 """
 
