@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
-TOLERANCE = 1e-3  # relative; what a change of 1 % in the learning rate does to the last step is ten times as much
+TOLERANCE = 1e-3  # relative: a hundred times what other vector units or threads do, a tenth of what 1 % more lr does
 
 
 def test_losses_are_the_golden_ones(trial):
