@@ -14,7 +14,11 @@ from teachers.features import Size
 
 
 class PositionBias(nn.Module):
-    """A learned C×h×w table in PHI-S space, resized for maps of another grid."""
+    """A learned C×h×w table in PHI-S space, resized for maps of another grid.
+
+    Only its differences between places count: a channel's mean cancels between the two sides, so nothing would hold
+    it, and sharpened maps would drift away from the teacher's own.
+    """
 
     def __init__(self, width: int, grid: Size):
         super().__init__()
@@ -22,7 +26,7 @@ class PositionBias(nn.Module):
 
     def forward(self, x: Tensor, tiles: int = 1) -> Tensor:
         """Add the table to B×C×H×W, or to each of the tiles×tiles maps of which it is stitched."""
-        table, grid = self.table, (x.shape[-2] // tiles, x.shape[-1] // tiles)
+        table, grid = self.table - self.table.mean((2, 3), keepdim=True), (x.shape[-2] // tiles, x.shape[-1] // tiles)
         if table.shape[-2:] != grid:
             table = F.interpolate(table, size=grid, mode="bilinear", align_corners=False)
         return x + table.repeat(1, 1, tiles, tiles)

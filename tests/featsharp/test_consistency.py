@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from featsharp import consistency
+from featsharp.bias import PositionBias
 from featsharp.config import SharpenerConfig
 from featsharp.consistency import seam_weights, total_variation
 from featsharp.fidelity import Fidelity
@@ -85,11 +86,22 @@ def test_bias_learns_from_the_prediction_and_from_the_target(tmp_path):
         loss = (valid * error).sum() / valid.sum().clamp(min=valid.numel() / 2)
         return torch.autograd.grad(loss, table)[0]
 
-    fixed = table.detach()
+    def differences() -> torch.Tensor:
+        return table - table.mean((2, 3), keepdim=True)
+
+    fixed = differences().detach()
     both = gradients(model, model(sight)[0])["adapter.bias.table"]
-    prediction, target = side(table, fixed), side(fixed, table)
+    prediction, target = side(differences(), fixed), side(fixed, differences())
     torch.testing.assert_close(both, prediction + target, rtol=1e-3, atol=1e-6)
     assert prediction.abs().max() > 1e-4 and target.abs().max() > 1e-4
+
+
+def test_bias_cannot_shift_a_channel_as_a_whole():
+    bias, x = PositionBias(4, (6, 8)), torch.rand(2, 4, 12, 16)
+    torch.nn.init.normal_(bias.table, generator=torch_rng("bias"))
+    added = bias(x, tiles=2) - x
+    torch.testing.assert_close(added.mean((2, 3)), torch.zeros(2, 4), rtol=0, atol=1e-6)
+    torch.testing.assert_close(added[..., :6, :8], added[..., 6:, 8:])
 
 
 def test_bias_recovers_the_negative_of_noise_that_sticks_to_the_grid(tmp_path):
