@@ -85,13 +85,15 @@ class AttentionDownsampler(Downsampler):
 
     def __init__(self, width: int, factor: int, config: DownsamplerConfig):
         super().__init__(width, factor, config)
-        self.score = nn.Conv2d(width, self.k**2, self.k, stride=factor, padding=config.reach)
-        nn.init.normal_(self.score.weight, std=0.1 / (width**0.5 * self.k))  # scores of 0.1 for unit-variance features
-        with torch.no_grad():
-            self.score.bias.copy_(gaussian_logits(self.k, START * factor))
+        # Thousands of inputs a score: without the division one step of Adam, which moves every weight alike, would move
+        # a score by tens.
+        self.score = nn.Conv2d(width, self.k**2, self.k, stride=factor, padding=config.reach, bias=False)
+        self.fan_in = width * self.k**2
+        nn.init.normal_(self.score.weight, std=0.1)
+        self.prior = nn.Parameter(gaussian_logits(self.k, START * factor))
 
     def logits(self, x: Tensor) -> Tensor:
-        return self.score(x)
+        return self.score(x) / self.fan_in**0.5 + self.prior.view(1, -1, 1, 1)
 
 
 def draw_keep(config: DownsamplerConfig, shape: tuple[int, ...], factor: int, generator: torch.Generator) -> Tensor:
