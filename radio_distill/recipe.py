@@ -55,6 +55,9 @@ class StudentConfig(Section):
     depth: Positive | None = Field(None, description="overrides the architecture's")
     num_heads: Positive | None = Field(None, description="overrides the architecture's")
     patch: Positive = Field(16, description="pixels a patch")
+    stem: Literal["linear", "conv"] = Field(
+        "linear", description="how patches are embedded: one linear layer, as in RADIO, or a few convolutions"
+    )
     cpe_max: Positive = Field(2048, description="pixels that the position table spans; the largest size it can take")
     registers: Annotated[int, Field(ge=0)] = Field(4, description="tokens that carry no target")
     position_dropout: Fraction = Field(0.1, description="chance a training sample sees no positions")

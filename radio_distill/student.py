@@ -24,6 +24,7 @@ def student_spec(config: StudentConfig, teachers: Mapping[str, Dims]) -> RadioSp
         width=width,
         depth=depth,
         num_heads=num_heads,
+        stem=config.stem,
         cpe_max=config.cpe_max,
         registers=config.registers,
         heads={name: HeadSpec(dims.summary, dims.spatial) for name, dims in teachers.items()},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from teachers.features import Size, Whiten
+from teachers.stem import conv_stem, stem_strides
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -44,6 +46,7 @@ class RadioSpec:
     heads: dict[str, HeadSpec]
     head_hidden: int
     head_blocks: int
+    stem: str = "linear"  # or conv
     position_dropout: float = 0.0
     drop_path: float = 0.0
     activation_checkpointing: bool = False
@@ -128,21 +131,46 @@ class PositionTable(nn.Module):
         return positions * kept
 
 
+class LinearEmbedder(nn.Linear):
+    """B×3×H×W → B×N×D by one linear layer a patch (flattened channel by channel), as in RADIO."""
+
+    def __init__(self, patch: int, width: int):
+        super().__init__(3 * patch**2, width, bias=False)
+        self.patch = patch
+
+    def forward(self, images: Tensor) -> Tensor:
+        p = self.patch
+        return super().forward(rearrange(images, "b c (h y) (w x) -> b (h w) (c y x)", y=p, x=p))
+
+
+class ConvEmbedder(nn.Module):
+    """B×3×H×W → B×N×D by a convolutional stem; its norms see one image, as batches differ in size from step to step."""
+
+    def __init__(self, patch: int, width: int):
+        super().__init__()
+        self.stem = conv_stem(stem_strides(patch), width, partial(nn.GroupNorm, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return rearrange(self.stem(images), "b d h w -> b (h w) d")
+
+
+EMBEDDERS = {"linear": LinearEmbedder, "conv": ConvEmbedder}
+
+
 class PatchGenerator(nn.Module):
-    """Images → tokens: patches (flattened channel by channel) with positions; summary tokens and registers in front."""
+    """Images → tokens: embedded patches with positions; summary tokens and registers in front."""
 
     def __init__(self, spec: RadioSpec):
         super().__init__()
         self.patch = spec.patch
-        self.embedder = nn.Linear(3 * spec.patch**2, spec.width, bias=False)
+        self.embedder = EMBEDDERS[spec.stem](spec.patch, spec.width)
         self.positions = PositionTable(spec.cpe_max // spec.patch, spec.width, spec.position_dropout)
         tokens = len(spec.heads) + spec.registers
         self.tokens = nn.Parameter(torch.randn(tokens, spec.width) / math.sqrt(spec.width))
 
     def forward(self, images: Tensor) -> Tensor:
-        patches = rearrange(images, "b c (h y) (w x) -> b (h w) (c y x)", y=self.patch, x=self.patch)
         grid = images.shape[2] // self.patch, images.shape[3] // self.patch
-        embedded = self.embedder(patches)
+        embedded = self.embedder(images)
         embedded = embedded + self.positions(len(images), grid).to(embedded.dtype)
         tokens = self.tokens.to(embedded.dtype).expand(len(images), -1, -1)
         return torch.cat([tokens, embedded], dim=1)

@@ -1,8 +1,7 @@
 """Registers with timm the trunks of the tabletop's two towers: small ViTs whose patches are cut by a few convolutions.
 
 open_clip builds a timm trunk by name alone, and no published name is this small. Import this module before open_clip
-builds a model whose `timm_model_name` begins with `vit_tabletop`. A convolutional stem learns shapes from some ten
-thousand pictures, which a linear one does not (Xiao et al. 2021, arXiv 2106.14881).
+builds a model whose `timm_model_name` begins with `vit_tabletop`.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from timm.layers import PatchEmbed
 from timm.models import VisionTransformer, register_model
 from torch import nn
 
+from teachers.stem import conv_stem
+
 WIDTH = 128
 SHAPE = {"embed_dim": WIDTH, "depth": 4, "num_heads": 4, "mlp_ratio": 3.5}  # both towers have an 8×8 grid
 _UNUSED = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")  # timm passes them to every builder
@@ -24,12 +25,7 @@ class ConvStem(PatchEmbed):
 
     def __init__(self, *args, strides: Sequence[int], embed_dim: int, **kwargs):
         super().__init__(*args, embed_dim=embed_dim, **kwargs)
-        layers, channels = [], 3
-        for number, stride in enumerate(strides, start=1):
-            out = embed_dim >> (len(strides) - number)
-            layers += [nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
-            channels = out
-        self.proj = nn.Sequential(*layers, nn.Conv2d(channels, embed_dim, 1))
+        self.proj = conv_stem(strides, embed_dim, nn.BatchNorm2d, kernels=[3] * len(strides))
 
 
 def _build(options: dict, **shape) -> VisionTransformer:

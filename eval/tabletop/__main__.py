@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     teachers.add_argument("--out", type=Path, default=Path("teachers/weights"), help="where a folder a tower goes")
     teachers.add_argument("--only", choices=("clip", "siglip"), help="train one of them (default: both)")
     teachers.add_argument("--scenes", type=_positive, default=16000, help="training scenes")
-    teachers.add_argument("--steps", type=_positive, default=900, help="optimiser steps")
+    teachers.add_argument("--steps", type=_positive, default=1500, help="optimiser steps")
     teachers.add_argument("--batch", type=_positive, default=128, help="scenes a step")
     teachers.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
     teachers.add_argument("--held-out", type=_positive, default=2000, help="scenes that the scores are measured on")

@@ -33,7 +33,7 @@ def tower(request):
 def test_zero_shot_and_retrieval_are_far_above_chance_on_unseen_scenes(tower, scenes):
     _, model, config = tower
     images, labels = np.stack([scene.image for scene in scenes]), np.array([scene.label for scene in scenes])
-    assert zero_shot(model, config, images, labels) >= 0.7  # chance: 0.1
+    assert zero_shot(model, config, images, labels) >= 0.75  # of 100; chance: 0.1
     to_text, to_image = recall_at_1(model, config, images, [scene.captions[0] for scene in scenes])
     assert min(to_text, to_image) >= 0.2  # chance: 0.01
 
@@ -54,7 +54,7 @@ def test_the_shipped_scores_are_those_of_real_teachers():
     for name in CONFIGS:
         config = json.loads((WEIGHTS / name / "open_clip_config.json").read_text())
         scores = config["scores"]
-        assert scores["zero_shot_scenes"] >= 1000 and scores["zero_shot_kind_accuracy"] >= 0.75  # aim: 0.8, see LOG.md
+        assert scores["zero_shot_scenes"] >= 1000 and scores["zero_shot_kind_accuracy"] >= 0.8
         assert scores["retrieval_captions"] == 200 and scores["image_to_text_recall_at_1"] >= 20 / 200
         assert config["words"] == vocabulary() and config["licence"] == "Apache-2.0"
         assert config["model_cfg"] == json.loads(json.dumps(CONFIGS[name]["model_cfg"]))
