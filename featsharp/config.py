@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Range = tuple[float, float]  # (lowest, highest) of a uniform draw
+
+
+def _odd(window: int) -> int:
+    if window % 2 == 0:
+        raise ValueError("a window has a centre, so it must be odd")
+    return window
+
+
+Odd = Annotated[int, AfterValidator(_odd)]
 
 
 class Section(BaseModel):
@@ -29,22 +38,39 @@ class JbuConfig(Section):
     )
 
 
+class FeatUpConfig(Section):
+    """FeatUp: joint bilateral upsampling alone; its kernels are the `jbu` section's."""
+
+    correction: bool = Field(True, description="a learned linear correction of the enlarged map, as FeatUp published")
+
+
+class CarafeConfig(Section):
+    """Kernels predicted from the map itself (CARAFE)."""
+
+    window: Odd = Field(5, ge=1, description="coarse cells along each axis that a fine one is averaged from; odd")
+    width: int = Field(64, ge=1, description="channels that kernels are predicted from")
+    context: Odd = Field(3, ge=1, description="coarse cells along each axis that a kernel is predicted from; odd")
+    sigma: float = Field(
+        0.4, gt=0, description="spatial width at first, in coarse cells: about bilinear; published: none, a blur"
+    )
+
+
+class SapaConfig(Section):
+    """Kernels from the likeness of the image's places to the map's cells (SAPA, gated)."""
+
+    window: Odd = Field(5, ge=1, description="coarse cells along each axis that a fine one is averaged from; odd")
+    width: int = Field(32, ge=1, description="channels of the embedding in which image and map are compared")
+
+
 class FusionConfig(Section):
     """The transformer block that merges upsampled map and tiles by local attention."""
 
     heads: int = Field(16, ge=1, description="attention heads; they must divide 2 × the teacher's width")
-    window: int = Field(7, ge=1, description="keys that a query sees along each axis; odd")
+    window: Odd = Field(7, ge=1, description="keys that a query sees along each axis; odd")
     position: Literal["alibi", "rope", "none"] = Field("alibi", description="how attention knows distances")
     layer_norm: bool = Field(True, description="LayerNorm before attention and SwiGLU (paper: on, release: off)")
     hidden: int | None = Field(None, ge=8, description="width of the SwiGLU; none: 16/3 × the teacher's width")
     layer_scale: float = Field(1e-6, gt=0, description="start of both branches; tiny: begins as the JBU alone")
-
-    @field_validator("window")
-    @classmethod
-    def _odd(cls, window: int) -> int:
-        if window % 2 == 0:
-            raise ValueError("a window has a centre, so it must be odd")
-        return window
 
 
 class DownsamplerConfig(Section):
@@ -98,13 +124,18 @@ class LrScaleConfig(Section):
 class SharpenerConfig(Section):
     """A teacher's map → a sharper map: which upsampler, how large a factor, how it is trained."""
 
-    upsampler: Literal["featsharp", "tile", "bilinear"] = Field("featsharp", description="how the map is enlarged")
+    upsampler: Literal[
+        "featsharp", "tile", "bilinear", "identity", "s2", "featup", "carafe", "sapa"
+    ] = Field("featsharp", description="how the map is enlarged")
     factor: int = Field(2, ge=1, le=14, description="cells of the sharp map for one of the teacher's, along each axis")
     bias: bool = Field(True, description="learn the teacher's position-locked noise (a bias a cell) and take it away")
     tile_position: bool = Field(True, description="learn an embedding of which tile a feature comes from")
     max_tiles_per_call: int | None = Field(None, ge=1, description="images a teacher call; none: all; same result")
     jbu: JbuConfig = JbuConfig()
     fusion: FusionConfig = FusionConfig()
+    featup: FeatUpConfig = FeatUpConfig()
+    carafe: CarafeConfig = CarafeConfig()
+    sapa: SapaConfig = SapaConfig()
     downsampler: DownsamplerConfig = DownsamplerConfig()
     views: ViewsConfig = ViewsConfig()
     losses: LossConfig = LossConfig()

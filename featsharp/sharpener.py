@@ -18,7 +18,7 @@ from featsharp.tiles import look
 from teachers.errors import UserError
 from teachers.features import Encoder, Features, Size, identity_of
 
-UNTRAINED = ("bilinear", "tile")  # they have nothing to learn
+UNTRAINED = ("bilinear", "tile", "s2")  # they have nothing to learn
 
 
 class Sharpener(Encoder):
@@ -42,7 +42,7 @@ class Sharpener(Encoder):
     @property
     def identity(self) -> str:
         """Changes with the adapter's weights and with the encoder, not with how calls are chunked."""
-        settings = self.config.model_dump(include={"upsampler", "factor", "bias", "tile_position", "jbu", "fusion"})
+        settings = self.config.model_dump(exclude={"max_tiles_per_call", "downsampler", "views", "losses", "lr_scale"})
         return identity_of(self.adapter.state_dict(), self.encoder.identity, settings)
 
     def train(self, mode: bool = True) -> Sharpener:
@@ -98,9 +98,9 @@ def load(folder: Path | str, encoder: Encoder) -> Sharpener:
 
 
 def build(spec: str | Path, encoder: Encoder, factor: int = 2, device: torch.device | str = "cpu") -> Sharpener:
-    """`encoder` with a finer map: `spec` is "bilinear", "tile", or the folder of a trained sharpener or of its run.
+    """`encoder` with a finer map: `spec` is "bilinear", "tile", "s2", or the folder of a trained sharpener or its run.
 
-    `factor` is for the first two; a trained one knows its own. Raises `UserError` where there is no such sharpener.
+    `factor` is for the first three; a trained one knows its own. Raises `UserError` where there is no such sharpener.
     """
     if spec in UNTRAINED:
         return Sharpener(encoder, SharpenerConfig(upsampler=str(spec), factor=factor, bias=False)).to(device)

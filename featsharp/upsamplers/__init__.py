@@ -5,11 +5,25 @@ from __future__ import annotations
 from featsharp.config import SharpenerConfig
 from featsharp.upsamplers.base import Upsampler
 from featsharp.upsamplers.bilinear import Bilinear
+from featsharp.upsamplers.carafe import Carafe
 from featsharp.upsamplers.featsharp import FeatSharp
+from featsharp.upsamplers.featup import FeatUp
+from featsharp.upsamplers.identity import Identity
+from featsharp.upsamplers.s2 import S2
+from featsharp.upsamplers.sapa import Sapa
 from featsharp.upsamplers.tile import Tile
 from teachers.errors import UserError
 
-UPSAMPLERS: dict[str, type[Upsampler]] = {"featsharp": FeatSharp, "tile": Tile, "bilinear": Bilinear}
+UPSAMPLERS: dict[str, type[Upsampler]] = {
+    "featsharp": FeatSharp,
+    "tile": Tile,
+    "bilinear": Bilinear,
+    "identity": Identity,
+    "s2": S2,
+    "featup": FeatUp,
+    "carafe": Carafe,
+    "sapa": Sapa,
+}
 
 
 def build_upsampler(config: SharpenerConfig, width: int) -> Upsampler:

@@ -15,6 +15,7 @@ class Upsampler(nn.Module):
     """Maps are in PHI-S space (unit variance a channel); the image is about whitened and at full resolution."""
 
     needs_tiles: bool
+    keeps_constants: bool = False  # every cell of the result is a weighted mean of the maps' cells, whatever it learns
 
     def __init__(self, width: int, config: SharpenerConfig):
         super().__init__()

@@ -11,6 +11,7 @@ class Bilinear(Upsampler):
     """Interpolates between cell centres."""
 
     needs_tiles = False
+    keeps_constants = True
 
     def forward(self, low: Tensor, tiles: Tensor | None, image: Tensor) -> Tensor:
         return enlarge(low, self.factor)

@@ -11,6 +11,7 @@ class Tile(Upsampler):
     """The stitched map of the tiles, as it is."""
 
     needs_tiles = True
+    keeps_constants = True
 
     def forward(self, low: Tensor, tiles: Tensor | None, image: Tensor) -> Tensor:
         return tiles

@@ -32,7 +32,7 @@ def sharpener(teacher=None, **config) -> Sharpener:
     return Sharpener(teacher, config, adapter)
 
 
-@pytest.mark.parametrize("name", UPSAMPLERS)
+@pytest.mark.parametrize("name", [name for name in UPSAMPLERS if name != "identity"])
 @pytest.mark.parametrize("factor", [1, 2, 3, 5, 7])
 def test_every_upsampler_reaches_factor_times_the_grid(name, factor):
     teacher = random_teacher((16, 24))
