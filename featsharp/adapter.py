@@ -22,6 +22,7 @@ from teachers.phi_s import PhiS
 
 KIND, VERSION = "featsharp-adapter", 1
 WEIGHTS, CONFIG = "adapter.safetensors", "config.json"
+DOWNSAMPLER = "downsampler.safetensors"  # sharpening does not need it, judging the sharpener does
 
 
 class Adapter(nn.Module):
@@ -57,12 +58,14 @@ def save(
     *,
     built_from: Mapping[str, Any] | None = None,
     fidelity: Mapping[str, float] | None = None,
+    downsampler: nn.Module | None = None,
 ) -> None:
     """Write `folder`: the weights, and a config that names their teacher. Earlier files survive a failure.
 
     Args:
         built_from: what `teachers.catalogue.build` was given for the encoder (`encoder`, `weights`, `options`).
         fidelity: held-out figures, see `featsharp.fidelity`.
+        downsampler: what was trained along with it; without it the sharpener can be used but no longer judged.
     """
     from safetensors.torch import save_file
 
@@ -75,18 +78,21 @@ def save(
         "sharpener": config.model_dump(),
         "fidelity": dict(fidelity or {}),
     }
-    weights, text = folder / f".{WEIGHTS}.{os.getpid()}", folder / f".{CONFIG}.{os.getpid()}"
-    save_file({key: value.detach().cpu().contiguous() for key, value in adapter.state_dict().items()}, weights)
-    text.write_text(json.dumps(about, indent=2) + "\n")
-    os.replace(weights, folder / WEIGHTS)
-    os.replace(text, folder / CONFIG)
+    temporary = {CONFIG: folder / f".{CONFIG}.{os.getpid()}"}
+    for name, module in {WEIGHTS: adapter, DOWNSAMPLER: downsampler}.items():
+        if module is not None:
+            temporary[name] = folder / f".{name}.{os.getpid()}"
+            state = module.state_dict()
+            save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, temporary[name])
+    temporary[CONFIG].write_text(json.dumps(about, indent=2) + "\n")
+    if downsampler is None:
+        (folder / DOWNSAMPLER).unlink(missing_ok=True)  # an earlier adapter's
+    for name, path in temporary.items():
+        os.replace(path, folder / name)
 
 
 def load(folder: Path | str, encoder: Encoder) -> tuple[Adapter, SharpenerConfig]:
     """The adapter kept in `folder`, on the CPU; `UserError` where it is damaged or belongs to another teacher."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     about = read_config(folder)
     mine, its = _describe(encoder), about["teacher"]
@@ -101,11 +107,19 @@ def load(folder: Path | str, encoder: Encoder) -> tuple[Adapter, SharpenerConfig
         )
     config = SharpenerConfig.model_validate(about["sharpener"])
     adapter = Adapter(config, encoder)
-    try:
-        adapter.load_state_dict(load_file(folder / WEIGHTS))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise UserError(f"{folder / WEIGHTS} cannot be loaded: {error}", todo="write it again from its run") from error
+    load_weights(adapter, folder / WEIGHTS)
     return adapter, config
+
+
+def load_weights(module: nn.Module, file: Path) -> None:
+    """Fill `module` from a file that `save` wrote; `UserError` where it is damaged or gone."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        module.load_state_dict(load_file(file))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise UserError(f"{file} cannot be loaded: {error}", todo="write it again from its run") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

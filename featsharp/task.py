@@ -14,13 +14,13 @@ from featsharp import adapter as adapters
 from featsharp.config import SharpenerConfig
 from featsharp.consistency import Consistency, Sight
 from featsharp.downsample import draw_keep
-from featsharp.fidelity import Fidelity
-from featsharp.multiview import draw_views, sample_view
+from featsharp.fidelity import Fidelity, fixed_views
+from featsharp.multiview import Views, draw_views, sample_view
 from featsharp.tiles import in_chunks, look, shrink
 from featsharp.upsamplers.base import enlarge
 from teachers.features import Encoder, Size
 from teachers.phi_s import Moments, cached_moments, fit
-from teachers.seeding import seeded, torch_rng
+from teachers.seeding import seeded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -106,8 +106,7 @@ class SharpenObjective:
 
     @torch.no_grad()
     def see(self, images: Tensor, generator: torch.Generator, drop: bool = False) -> Sight:
-        """Draw views of images B×3×image_size in [0, 1] and show them to the teacher: the base view whole and in
-        tiles, and the jittered views, in one call."""
+        """Draw views of images B×3×image_size in [0, 1] and show them to the teacher."""
         config, b = self.config, len(images)
         views = draw_views(config.views, b, self.view_size, generator)
         grid = self.encoder.grid(self.encoder.native_size)
@@ -115,6 +114,13 @@ class SharpenObjective:
         if drop and config.downsampler.kind == "attention" and config.downsampler.drop:
             shape = (config.views.jitters, b, *grid)
             keep = draw_keep(config.downsampler, shape, config.factor, generator).to(self.device)
+        return self.show(images, views, keep)
+
+    @torch.no_grad()
+    def show(self, images: Tensor, views: Views, keep: Tensor | None = None) -> Sight:
+        """What the teacher says of these views: the base view whole and in tiles, and the jittered views, in one
+        call."""
+        config, b = self.config, len(images)
         to_base, base = views.jitters.to(self.device), views.base.to(self.device)
         image = sample_view(images, base, self.view_size)
         others = [
@@ -133,15 +139,20 @@ class SharpenObjective:
         tiles = None if tiles is None else phi_s(tiles)
         return Sight(image, phi_s(whole.spatial), tiles, phi_s(seen).unflatten(0, (-1, b)), to_base, keep)
 
-    @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Fidelity on held-out images, whose views are always the same; see `featsharp.fidelity`."""
-        fidelity = Fidelity(self.model)
-        for number, batch in enumerate(batches):
-            images = batch.float(self.image_size).to(self.device)
-            fidelity.update(self.see(images, torch_rng("fidelity", number)))
-        self.fidelity = fidelity.result()
+        self.fidelity = self.judge(batches).result()
         return {f"{self.encoder.name}/{key}": value for key, value in self.fidelity.items()}
+
+    @torch.no_grad()
+    def judge(self, batches: Iterable[Batch]) -> Fidelity:
+        """The sums, a picture, that fidelity is made of."""
+        fidelity = Fidelity(self.model)
+        for batch in batches:
+            images = batch.float(self.image_size).to(self.device)
+            views = fixed_views(self.config.views, len(fidelity), len(images), self.view_size)
+            fidelity.update(self.show(images, views))
+        return fidelity
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Image]:
@@ -179,4 +190,5 @@ class SharpenObjective:
             folder,
             built_from=self.built_from,
             fidelity=self.fidelity,
+            downsampler=self.model.downsampler,
         )
