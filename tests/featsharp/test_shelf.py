@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from featsharp.config import SharpenerConfig
+from featsharp.sharpener import Sharpener, build
 from featsharp.task import SharpenObjective
 from featsharp.upsamplers import UPSAMPLERS, Upsampler, build_upsampler
 from teachers.errors import UserError
@@ -110,6 +111,19 @@ def test_two_steps_of_the_objective_move_every_parameter(name, tmp_path):
     after = dict(made.model.named_parameters())
     assert all(p.isfinite().all() for p in after.values())
     assert not [key for key, p in after.items() if torch.equal(before[key], p.detach())]
+
+
+@pytest.mark.parametrize("name", UPSAMPLERS)
+def test_trained_kept_and_loaded_it_sharpens_as_before(name, tmp_path):
+    made = objective(name, tmp_path)
+    train(made, 1)
+    made.artefact(tmp_path / "run" / "export")
+    sharp = build(tmp_path / "run", made.encoder)
+    image = torch.rand(2, 3, *sharp.native_size, generator=torch_rng("image"))
+    expected = Sharpener(made.encoder, made.config, made.model.adapter)
+    assert sharp.config.upsampler == name and sharp.identity == expected.identity
+    assert torch.equal(sharp(image).spatial, expected(image).spatial)
+    assert sharp(image).spatial.shape[-2:] == (2 * sharp.factor, 3 * sharp.factor)
 
 
 def objective(name: str, tmp_path) -> SharpenObjective:
