@@ -33,8 +33,9 @@ class JbuConfig(Section):
     guidance: Literal["area", "bilinear"] = Field(
         "area", description="how the image shrinks to the map's size; bilinear, as published, aliases"
     )
-    implementation: Literal["auto", "composed", "shift"] = Field(
-        "auto", description="composed: tiles and matrix products; shift: one pass a tap, the reference; same result"
+    implementation: Literal["auto", "composed", "shift_add", "triton", "shift"] = Field(
+        "auto", description="composed: tiles and matrix products (CPU); triton: those fused (CUDA); shift_add: least "
+        "memory; shift: one pass a tap, the reference; same result"
     )
 
 

@@ -1,38 +1,20 @@
-"""Joint bilateral upsampling: the fast form is the definition, every tap learns, known answers."""
+"""Joint bilateral upsampling: the learned kernel, levels and stacks, in every form of the filter; known answers."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from featsharp.adaptive import adaptive_upsample
 from featsharp.config import JbuConfig
-from featsharp.jbu import (
-    JbuLevel,
-    JbuStack,
-    adaptive_upsample,
-    bilateral_kernel,
-    prime_factors,
-    shift_likeness,
-    tile_likeness,
-)
+from featsharp.jbu import JbuLevel, JbuStack, bilateral_kernel, prime_factors, shift_likeness, tile_likeness
 from teachers.seeding import torch_rng
 from tests.featsharp.answers import answers, fill_level
 
-FORMS = ["composed", "shift"]
+FORMS = ["composed", "shift_add", "shift"]
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch_rng("jbu", seed), dtype=torch.float64)
-
-
-@pytest.mark.parametrize("h, w, factor", [(6, 9, 2), (1, 5, 2), (1, 1, 2), (5, 3, 3), (4, 2, 5), (3, 4, 7), (2, 3, 13)])
-def test_composed_tiles_equal_the_definition_forward_and_backward(h, w, factor):
-    source = normal(2, 4, h, w).requires_grad_()
-    kernel = normal(2, 49, h * factor, w * factor, seed=1).requires_grad_()
-    upstream = normal(2, 4, h * factor, w * factor, seed=2)
-    composed, shift = (adaptive_upsample(source, kernel, factor, form) for form in FORMS)
-    torch.testing.assert_close(composed, shift)
-    for mine, its in zip(*(torch.autograd.grad(out, [source, kernel], upstream) for out in (composed, shift))):
-        torch.testing.assert_close(mine, its)
 
 
 @pytest.mark.parametrize("h, w", [(9, 13), (16, 8), (1, 6)])
@@ -44,14 +26,6 @@ def test_tiled_likeness_equals_the_definition_forward_and_backward(h, w):
     torch.testing.assert_close(
         *(torch.autograd.grad(out, q, upstream)[0] for out in (tiled, shift))
     )
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_gradients_are_right_and_reach_all_49_taps(form):
-    source, kernel = normal(1, 2, 3, 4).requires_grad_(), normal(1, 49, 6, 8, seed=1).requires_grad_()
-    torch.autograd.gradcheck(lambda s, k: adaptive_upsample(s, k, 2, form), (source, kernel), fast_mode=True)
-    adaptive_upsample(source, kernel, 2, form).square().sum().backward()
-    assert (kernel.grad.abs().amax((0, 2, 3)) > 1e-3).all()
 
 
 def test_level_passes_gradcheck_through_its_learned_kernel():
