@@ -119,3 +119,20 @@ def test_parameters_are_as_many_as_the_docstrings_say(name, count):
     factor, primes = (1, []) if name == "identity" else (6, [2, 3])
     made = build_upsampler(SharpenerConfig(upsampler=name, factor=factor), 24)
     assert sum(p.numel() for p in made.parameters()) == count(24, primes)
+
+
+@pytest.mark.parametrize("name", ["s2", "featup", "carafe", "sapa"])
+def test_the_structure_runs_on_the_meta_device_and_under_autocast(name):
+    config = SharpenerConfig(upsampler=name, factor=6)
+    with torch.device("meta"):
+        made = build_upsampler(config, 8)
+        given = torch.empty(2, 8, 3, 4), torch.empty(2, 8, 18, 24), torch.empty(2, 3, 72, 96)
+        assert made(*given).shape == (2, 8, 18, 24)
+    with seeded("autocast"):
+        made = build_upsampler(config, 8)
+    given = [normal(*x.shape, seed=i).float() for i, x in enumerate(given)]
+    with torch.no_grad():
+        full = made(*given)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = made(*given)
+    assert (half - full).square().mean() < 0.01 * full.square().mean()
