@@ -63,6 +63,53 @@ class SapaConfig(Section):
     width: int = Field(32, ge=1, description="channels of the embedding in which image and map are compared")
 
 
+class ReSfuConfig(Section):
+    """Kernels from learned differences between image and map, seen in one space (ReSFU)."""
+
+    window: Odd = Field(5, ge=1, description="places along each axis, a coarse cell apart, that are averaged; odd")
+    width: int = Field(32, ge=1, description="channels in which image and map are compared")
+    sigma: float = Field(
+        0.4, gt=0, description="spatial width at first, in coarse cells: about bilinear; published: none, a blur"
+    )
+
+
+class AttentionConfig(Section):
+    """What upsamplers by cross attention from the image have in common."""
+
+    width: int = Field(128, ge=16, multiple_of=16, description="channels of queries and keys")
+    heads: int = Field(4, ge=1, description="attention heads; 4 × their number must divide the width")
+    blocks: int = Field(2, ge=0, description="residual blocks of every small encoder")
+    detail: int = Field(2, ge=1, description="image pixels seen along each side of a sharp cell")
+    sigma: float | None = Field(
+        0.5, gt=0, description="spatial width at first, in coarse cells: about bilinear; none, as published: a blur"
+    )
+
+    @model_validator(mode="after")
+    def _divisible(self) -> AttentionConfig:
+        if self.width % (4 * self.heads):
+            raise ValueError(f"width {self.width} is no multiple of 4 × {self.heads} heads")
+        return self
+
+
+class JafarConfig(AttentionConfig):
+    """Every sharp cell attends to the whole map (JAFAR)."""
+
+
+class AnyUpConfig(AttentionConfig):
+    """Sharp cells attend to a window; weights for any map's width (AnyUp)."""
+
+    window: Odd = Field(7, ge=1, description="coarse cells along each axis that a sharp one attends to; odd")
+    filter: Odd = Field(5, ge=1, description="coarse cells along each axis of the filters of every channel; odd")
+
+
+class NafConfig(AttentionConfig):
+    """Sharp cells attend to a window; weights from the image alone (NAF)."""
+
+    width: int = Field(256, ge=16, multiple_of=16, description="channels of queries and keys")
+    window: Odd = Field(9, ge=1, description="coarse cells along each axis that a sharp one attends to; odd")
+    detail: int = Field(2, ge=1, description="image pixels seen along each side of a sharp cell; published: 4")
+
+
 class FusionConfig(Section):
     """The transformer block that merges upsampled map and tiles by local attention."""
 
@@ -126,17 +173,25 @@ class SharpenerConfig(Section):
     """A teacher's map → a sharper map: which upsampler, how large a factor, how it is trained."""
 
     upsampler: Literal[
-        "featsharp", "tile", "bilinear", "identity", "s2", "featup", "carafe", "sapa"
+        "featsharp", "featsharp_release", "featsharp_slim", "tile", "bilinear", "identity", "s2",
+        "featup", "carafe", "sapa", "resfu", "jafar", "anyup", "naf",
     ] = Field("featsharp", description="how the map is enlarged")
     factor: int = Field(2, ge=1, le=14, description="cells of the sharp map for one of the teacher's, along each axis")
     bias: bool = Field(True, description="learn the teacher's position-locked noise (a bias a cell) and take it away")
     tile_position: bool = Field(True, description="learn an embedding of which tile a feature comes from")
     max_tiles_per_call: int | None = Field(None, ge=1, description="images a teacher call; none: all; same result")
+    max_cells_per_call: int | None = Field(
+        None, ge=1, description="sharp cells a piece of cross attention; none: all at once; same result"
+    )
     jbu: JbuConfig = JbuConfig()
     fusion: FusionConfig = FusionConfig()
     featup: FeatUpConfig = FeatUpConfig()
     carafe: CarafeConfig = CarafeConfig()
     sapa: SapaConfig = SapaConfig()
+    resfu: ReSfuConfig = ReSfuConfig()
+    jafar: JafarConfig = JafarConfig()
+    anyup: AnyUpConfig = AnyUpConfig()
+    naf: NafConfig = NafConfig()
     downsampler: DownsamplerConfig = DownsamplerConfig()
     views: ViewsConfig = ViewsConfig()
     losses: LossConfig = LossConfig()

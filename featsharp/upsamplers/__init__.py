@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from featsharp.config import SharpenerConfig
+from featsharp.upsamplers.anyup import AnyUp
 from featsharp.upsamplers.base import Upsampler
 from featsharp.upsamplers.bilinear import Bilinear
 from featsharp.upsamplers.carafe import Carafe
 from featsharp.upsamplers.featsharp import FeatSharp
+from featsharp.upsamplers.featsharp_release import FeatSharpRelease
+from featsharp.upsamplers.featsharp_slim import FeatSharpSlim
 from featsharp.upsamplers.featup import FeatUp
 from featsharp.upsamplers.identity import Identity
+from featsharp.upsamplers.jafar import Jafar
+from featsharp.upsamplers.naf import Naf
+from featsharp.upsamplers.resfu import ReSfu
 from featsharp.upsamplers.s2 import S2
 from featsharp.upsamplers.sapa import Sapa
 from featsharp.upsamplers.tile import Tile
@@ -16,6 +22,8 @@ from teachers.errors import UserError
 
 UPSAMPLERS: dict[str, type[Upsampler]] = {
     "featsharp": FeatSharp,
+    "featsharp_release": FeatSharpRelease,
+    "featsharp_slim": FeatSharpSlim,
     "tile": Tile,
     "bilinear": Bilinear,
     "identity": Identity,
@@ -23,6 +31,10 @@ UPSAMPLERS: dict[str, type[Upsampler]] = {
     "featup": FeatUp,
     "carafe": Carafe,
     "sapa": Sapa,
+    "resfu": ReSfu,
+    "jafar": Jafar,
+    "anyup": AnyUp,
+    "naf": Naf,
 }
 
 

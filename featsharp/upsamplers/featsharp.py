@@ -24,12 +24,20 @@ class FeatSharp(Upsampler):
         super().__init__(width, config)
         self.jbu = JbuStack(config.factor, config.jbu)
         self.fusion = Fusion(width, 2, config.fusion)
-        self.tile_position = None
-        if config.tile_position:  # one vector a tile, the same for all of its cells
-            self.tile_position = nn.Parameter(torch.zeros(1, width, config.factor, config.factor))
+        self.tile_position = tile_positions(width, config)
 
     def forward(self, low: Tensor, tiles: Tensor | None, image: Tensor) -> Tensor:
-        if self.tile_position is not None:
-            h, w = low.shape[-2:]
-            tiles = tiles + self.tile_position.repeat_interleave(h, 2).repeat_interleave(w, 3)
-        return self.fusion(self.jbu(low, image), tiles)
+        return self.fusion(self.jbu(low, image), placed(tiles, self.tile_position))
+
+
+def tile_positions(width: int, config: SharpenerConfig) -> nn.Parameter | None:
+    """One vector a tile, 1×C×f×f, if the recipe wants them."""
+    return nn.Parameter(torch.zeros(1, width, config.factor, config.factor)) if config.tile_position else None
+
+
+def placed(tiles: Tensor, positions: Tensor | None) -> Tensor:
+    """Add to every cell of the tiles' map B×C×fh×fw the vector of its tile."""
+    if positions is None:
+        return tiles
+    h, w = (n // f for n, f in zip(tiles.shape[-2:], positions.shape[-2:]))
+    return tiles + positions.repeat_interleave(h, 2).repeat_interleave(w, 3)

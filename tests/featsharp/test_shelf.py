@@ -14,7 +14,8 @@ from tests.featsharp.toys import Pictures, random_teacher
 WIDTH, PIXELS = 16, 4  # channels; image pixels along a fine cell's side
 FACTORS = (1, 2, 3, 5, 6, 7, 14)
 GRIDS = ((3, 3), (2, 5), (1, 4))
-OPTIONS = {"fusion": {"heads": 4}}
+SMALL = {"width": 16, "heads": 2, "blocks": 1}
+OPTIONS = {"fusion": {"heads": 4}, "resfu": {"width": 8}, "jafar": SMALL, "anyup": SMALL, "naf": SMALL}
 
 
 def factors(name: str) -> tuple[int, ...]:
@@ -71,7 +72,7 @@ def test_a_constant_map_stays_constant_where_that_is_promised(name, factor):
 
 def test_weighted_means_say_so():
     promised = {name for name, kind in UPSAMPLERS.items() if kind.keeps_constants}
-    assert {"identity", "bilinear", "tile", "s2", "carafe", "sapa"} <= promised
+    assert {"identity", "bilinear", "tile", "s2", "carafe", "sapa", "resfu", "jafar", "anyup", "naf"} <= promised
     assert not {"featsharp", "featup"} & promised  # they end in learned projections
     assert build_upsampler(configuration("featup", 2, featup={"correction": False}), WIDTH).keeps_constants
 
