@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from featsharp.bias import PositionBias
@@ -105,10 +106,20 @@ def load(folder: Path | str, encoder: Encoder) -> tuple[Adapter, SharpenerConfig
             + "; this one is {name} ({identity}, width {width}, patch {patch_size})".format(**mine),
             todo="take that teacher (weights and options), or train a sharpener for this one",
         )
-    config = SharpenerConfig.model_validate(about["sharpener"])
+    config = read_settings(folder)
     adapter = Adapter(config, encoder)
     load_weights(adapter, folder / WEIGHTS)
     return adapter, config
+
+
+def read_settings(folder: Path) -> SharpenerConfig:
+    """The `sharpener` section of the adapter's `config.json`; `UserError` where it holds what cannot be."""
+    try:
+        return SharpenerConfig.model_validate(read_config(folder)["sharpener"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("sharpener", *first["loc"])))
+        raise UserError(f"{folder / CONFIG}: {where}: {first['msg']}", todo="write it again from its run") from None
 
 
 def load_weights(module: nn.Module, file: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from featsharp import adapter as adapters
@@ -55,7 +56,10 @@ class Sharpener(Encoder):
         images = images.float()
         needs_tiles = self.adapter.upsampler.needs_tiles
         whole, tiles, _ = look(self.encoder, images, self.factor, needs_tiles, self.config.max_tiles_per_call)
-        return Features(whole.summary, self.adapter.sharpen(whole.spatial, tiles, images))
+        sharp = self.adapter.sharpen(whole.spatial, tiles, images)
+        if sharp.device.type == "cpu":  # elsewhere the answer would have to be waited for, at every call
+            check_finite(sharp, self.name)
+        return Features(whole.summary, sharp)
 
     def grid(self, size: Size) -> Size:
         h, w = self.encoder.grid(self._inner(size))
@@ -91,6 +95,17 @@ class Sharpener(Encoder):
         adapters.save(self.adapter, self.config, self.encoder, folder)
 
 
+def check_finite(maps: Tensor, name: str) -> None:
+    """Raise `UserError` where maps B×C×h×w hold NaN or infinity."""
+    good = maps.isfinite().flatten(1).all(1)
+    if not good.all():
+        raise UserError(
+            f"{name} gave features that are NaN or infinite, first for image {int(good.int().argmin())} of the batch",
+            expected="finite images in [0, 1], and weights that fit the precision they run in",
+            todo="look at that image; for an encoder in fp16 try the option dtype=fp32",
+        )
+
+
 def load(folder: Path | str, encoder: Encoder) -> Sharpener:
     """The sharpener kept in `folder`, around `encoder`, which must be the teacher it was trained for."""
     adapter, config = adapters.load(folder, encoder)
@@ -103,8 +118,33 @@ def build(spec: str | Path, encoder: Encoder, factor: int = 2, device: torch.dev
     `factor` is for the first three; a trained one knows its own. Raises `UserError` where there is no such sharpener.
     """
     if spec in UNTRAINED:
-        return Sharpener(encoder, SharpenerConfig(upsampler=str(spec), factor=factor, bias=False)).to(device)
+        try:
+            config = SharpenerConfig(upsampler=str(spec), factor=factor, bias=False)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise UserError(f"{encoder.name} cannot be sharpened {factor} times", expected=reason) from None
+        return Sharpener(encoder, config).to(device)
     return load(find(spec), encoder).to(device)
+
+
+def build_teacher(
+    spec: str | Path, name: str | None = None, weights: str | None = None, device: torch.device | str = "cpu"
+) -> Encoder:
+    """The teacher that the sharpener `spec` was trained for, or the one that the catalogue calls `name`.
+
+    Raises `UserError` where the sharpener does not say its teacher, and where the teacher's weights are missing.
+    """
+    from teachers import catalogue
+
+    known = {} if spec in UNTRAINED else adapters.read_config(find(spec))["teacher"]["built_from"] or {}
+    name = name or known.get("encoder")
+    if name is None:
+        raise UserError(
+            f"{spec} does not say which teacher to build",
+            todo="add --teacher NAME (and --weights where they are not the catalogue's)",
+        )
+    known = known if name == known.get("encoder") else {}
+    return catalogue.build(name, weights=weights or known.get("weights"), device=device, **known.get("options", {}))
 
 
 def find(spec: str | Path) -> Path:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from featsharp import sharpen
+from featsharp import sharpen_pictures
 from featsharp.config import SharpenerConfig
 from featsharp.sharpener import build
 from featsharp.task import SharpenObjective
@@ -134,9 +134,9 @@ def test_the_command_sharpens_a_folder_and_leaves_out_what_it_cannot_read(tmp_pa
     Image.new("L", (60, 90), 40).save(folder / "grey.jpg")
     (folder / "broken.jpg").write_bytes(b"no picture")
     out = tmp_path / "out"
-    assert sharpen.main([str(tmp_path / "run"), str(folder), "--out", str(out), "--device", "cpu"]) == 0
+    assert sharpen_pictures.main([str(tmp_path / "run"), str(folder), "--out", str(out), "--device", "cpu"]) == 0
     assert sorted(p.name for p in out.iterdir()) == ["grey.png", "red.png"]
     said = capsys.readouterr()
     assert "2 of 3 pictures" in said.out and "broken.jpg: left out" in said.err
-    assert sharpen.main([str(tmp_path / "nothing"), str(folder), "--out", str(out)]) == 2
+    assert sharpen_pictures.main([str(tmp_path / "nothing"), str(folder), "--out", str(out)]) == 2
     assert "no trained sharpener" in capsys.readouterr().err
