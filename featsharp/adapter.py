@@ -15,7 +15,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from featsharp.bias import PositionBias
+from featsharp.budget import limit
 from featsharp.config import SharpenerConfig
+from featsharp.tiles import Tiled, each
 from featsharp.upsamplers import build_upsampler
 from teachers.errors import UserError
 from teachers.features import Encoder
@@ -35,20 +37,21 @@ class Adapter(nn.Module):
         self.phi_s = PhiS(width)
         self.bias = PositionBias(width, encoder.grid(encoder.native_size)) if config.bias else None
         self.upsampler = build_upsampler(config, width)
+        limit(self.upsampler, config.memory_budget)
 
-    def forward(self, low: Tensor, tiles: Tensor | None, image: Tensor) -> Tensor:
-        """Maps in PHI-S space B×C×h×w, B×C×fh×fw (or None), image B×3×H×W in [0, 1] → B×C×fh×fw in PHI-S space."""
+    def forward(self, low: Tensor, tiles: Tiled, image: Tensor) -> Tensor:
+        """Maps in PHI-S space B×C×h×w, B×C×fh×fw (or none, or several), image B×3×H×W in [0, 1] → B×C×fh×fw there."""
         if self.bias is not None:
             low = self.bias(low)
-            tiles = None if tiles is None else self.bias(tiles, self.upsampler.factor)
+            h = low.shape[-2]
+            tiles = each(tiles, lambda x: self.bias(x, x.shape[-2] // h))
         dtype = next(self.upsampler.parameters(), low).dtype
         image = 4 * image - 2  # about what the teachers' own whitening gives
-        return self.upsampler(low.to(dtype), None if tiles is None else tiles.to(dtype), image.to(dtype))
+        return self.upsampler(low.to(dtype), each(tiles, lambda x: x.to(dtype)), image.to(dtype))
 
-    def sharpen(self, low: Tensor, tiles: Tensor | None, image: Tensor) -> Tensor:
+    def sharpen(self, low: Tensor, tiles: Tiled, image: Tensor) -> Tensor:
         """The same from and to the teacher's space; fp32."""
-        tiles = None if tiles is None else self.phi_s(tiles)
-        return self.phi_s.inverse(self.forward(self.phi_s(low), tiles, image).float())
+        return self.phi_s.inverse(self.forward(self.phi_s(low), each(tiles, self.phi_s), image).float())
 
 
 def save(

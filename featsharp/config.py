@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    model_validator,
+)
 
 Range = tuple[float, float]  # (lowest, highest) of a uniform draw
 
@@ -16,6 +25,7 @@ def _odd(window: int) -> int:
 
 
 Odd = Annotated[int, AfterValidator(_odd)]
+Bytes = Annotated[int, Field(gt=0), BeforeValidator(TypeAdapter(ByteSize).validate_python)]  # 500000 or "4GiB"
 
 
 class Section(BaseModel):
@@ -177,9 +187,13 @@ class SharpenerConfig(Section):
         "featup", "carafe", "sapa", "resfu", "jafar", "anyup", "naf",
     ] = Field("featsharp", description="how the map is enlarged")
     factor: int = Field(2, ge=1, le=14, description="cells of the sharp map for one of the teacher's, along each axis")
+    progressive: bool = Field(False, description="go through the factor's primes, each with its own tiles and weights")
     bias: bool = Field(True, description="learn the teacher's position-locked noise (a bias a cell) and take it away")
     tile_position: bool = Field(True, description="learn an embedding of which tile a feature comes from")
     max_tiles_per_call: int | None = Field(None, ge=1, description="images a teacher call; none: all; same result")
+    memory_budget: Bytes | None = Field(
+        None, description="bytes (or 4GiB) that a teacher call, JBU or the block may use for itself; same result"
+    )
     max_cells_per_call: int | None = Field(
         None, ge=1, description="sharp cells a piece of cross attention; none: all at once; same result"
     )

@@ -19,6 +19,7 @@ from featsharp.config import SharpenerConfig
 from featsharp.downsample import build_downsampler
 from featsharp.multiview import fully_inside, look_up, warp
 from featsharp.one_backward import one_backward
+from featsharp.tiles import Tiled
 from teachers.features import Encoder, Size
 
 
@@ -27,7 +28,7 @@ class Sight(NamedTuple):
 
     image: Tensor  # B×3×fR×fR, the base view
     low: Tensor  # B×C×h×w, of the base view
-    tiles: Tensor | None  # B×C×fh×fw, of its tiles
+    tiles: Tiled  # B×C×fh×fw, of its tiles
     targets: Tensor  # J×B×C×h×w, of the jittered views
     to_base: Tensor  # J×B×3×3, jittered view → base view
     keep: Tensor | None  # J×B×K²×h×w, the downsampler's taps that are not dropped

@@ -8,10 +8,13 @@ Shapes: B images, h w cells, C the teacher's width, E = inputs·C, n heads of wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from featsharp.budget import fitting, on_meta, peak_bytes
 from featsharp.config import FusionConfig
 from featsharp.patches import gather, halo, join, split
 from teachers.errors import UserError
@@ -59,12 +62,14 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, radius: int)
     return join(out.transpose(1, 2).flatten(2), TILE, (h, w)).unflatten(3, (heads, e))
 
 
-def rotate(x: Tensor, base: float = 50000.0) -> Tensor:
-    """Rotary positions on B×h×w×Q: the first half of the channels turns with the row, the second with the column."""
+def rotate(x: Tensor, top: int = 0, base: float = 50000.0) -> Tensor:
+    """Rotary positions on B×h×w×Q, rows counted from `top`: half of the channels turn with the row, half with the
+    column."""
     _, h, w, q = x.shape
     half = q // 2
     frequency = base ** (-2 * torch.arange(half // 2, device=x.device) / half)
-    angles = [torch.arange(n, device=x.device)[:, None] * frequency for n in (h, w)]
+    rows, columns = torch.arange(top, top + h, device=x.device), torch.arange(w, device=x.device)
+    angles = [place[:, None] * frequency for place in (rows, columns)]
     angle = torch.cat([angles[0][:, None].expand(-1, w, -1), angles[1][None].expand(h, -1, -1)], 2)  # h×w×Q/2
     even, odd = x[..., 0::2], x[..., 1::2]
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
@@ -88,10 +93,11 @@ class WindowAttention(nn.Module):
         slopes = alibi_slopes(config.heads) * (config.position == "alibi")
         self.register_buffer("bias", score_bias(slopes, self.radius), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, top: int = 0) -> Tensor:
+        """`top`: which row of a larger map the first row is."""
         q, k, v = self.qkv(x).chunk(3, -1)
         if self.rope:  # on the whole vectors, before they are cut into heads
-            q, k = rotate(q), rotate(k)
+            q, k = rotate(q, top), rotate(k, top)
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
         return self.proj(window_attention(q, k, v, self.bias, self.radius).flatten(-2))
 
@@ -110,7 +116,9 @@ class SwiGLU(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Maps B×C×h×w, the residual carrier first → B×C×h×w."""
+    """Maps B×C×h×w, the residual carrier first → B×C×h×w; in inference by bands of rows, under a `memory_budget`."""
+
+    memory_budget: int | None = None  # bytes; see `budget.limit`
 
     def __init__(self, width: int, inputs: int, config: FusionConfig):
         super().__init__()
@@ -125,7 +133,35 @@ class Fusion(nn.Module):
         self.gamma2 = nn.Parameter(torch.full((width,), config.layer_scale))
 
     def forward(self, *maps: Tensor) -> Tensor:
-        x = torch.cat([m.permute(0, 2, 3, 1) for m in maps], -1)
-        x = x + self.gamma1 * self.attention(self.norm1(x))
+        h, rows = maps[0].shape[-2], self._rows_at_once(maps)
+        if rows >= h:
+            return self._band(maps, 0, h)
+        out = None
+        for top in range(0, h, rows):
+            band = self._band(maps, top, min(top + rows, h))
+            out = band.new_empty(*band.shape[:2], *maps[0].shape[-2:]) if out is None else out
+            out[:, :, top : top + rows] = band
+            del band  # or it would be there beside the next one
+        return out
+
+    def _band(self, maps: Sequence[Tensor], top: int, bottom: int) -> Tensor:
+        """The rows `top` … `bottom` − 1 of the result, from these and from what their windows reach."""
+        reach, h = self.attention.radius, maps[0].shape[-2]
+        start, end = max(0, top - reach), min(h, bottom + reach)
+        x = torch.cat([m[:, :, start:end].permute(0, 2, 3, 1) for m in maps], -1)
+        attended = self.attention(self.norm1(x), start)[:, top - start : bottom - start]
+        x = x[:, top - start : bottom - start] + self.gamma1 * attended
         x = x[..., : self.width] + self.gamma2 * self.ffn(self.norm2(x))
         return x.permute(0, 3, 1, 2)
+
+    def _rows_at_once(self, maps: Sequence[Tensor]) -> int:
+        """As many as `memory_budget` lets be worked on, in whole tiles of queries."""
+        b, _, h, w = maps[0].shape
+        if self.memory_budget is None or torch.is_grad_enabled() or maps[0].is_meta:
+            return h
+
+        def needed(rows: int) -> int:
+            rows += 2 * self.attention.radius
+            return peak_bytes(on_meta(self), *(m.new_empty(b, m.shape[1], rows, w, device="meta") for m in maps))
+
+        return fitting(self.memory_budget, needed(TILE), needed(2 * TILE), TILE, h)

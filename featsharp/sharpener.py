@@ -14,6 +14,7 @@ from torch import Tensor
 
 from featsharp import adapter as adapters
 from featsharp.adapter import Adapter
+from featsharp.budget import images_at_once, limit
 from featsharp.config import SharpenerConfig
 from featsharp.tiles import look
 from teachers.errors import UserError
@@ -34,6 +35,7 @@ class Sharpener(Encoder):
         self.config, self.factor = config, config.factor
         self.encoder = encoder
         self.adapter = adapter or Adapter(config, encoder)
+        limit(self.adapter, config.memory_budget)
         self.name = f"{encoder.name} {config.upsampler} {config.factor}x"
         self.patch_size, self.dims, self.licence = encoder.patch_size, encoder.dims, encoder.licence
         self.native_size = (encoder.native_size[0] * self.factor, encoder.native_size[1] * self.factor)
@@ -43,7 +45,8 @@ class Sharpener(Encoder):
     @property
     def identity(self) -> str:
         """Changes with the adapter's weights and with the encoder, not with how calls are chunked."""
-        settings = self.config.model_dump(exclude={"max_tiles_per_call", "downsampler", "views", "losses", "lr_scale"})
+        training = {"downsampler", "views", "losses", "lr_scale"}
+        settings = self.config.model_dump(exclude={"max_tiles_per_call", "memory_budget", *training})
         return identity_of(self.adapter.state_dict(), self.encoder.identity, settings)
 
     def train(self, mode: bool = True) -> Sharpener:
@@ -54,8 +57,8 @@ class Sharpener(Encoder):
     def forward(self, images: Tensor) -> Features:
         self.check(images)
         images = images.float()
-        needs_tiles = self.adapter.upsampler.needs_tiles
-        whole, tiles, _ = look(self.encoder, images, self.factor, needs_tiles, self.config.max_tiles_per_call)
+        most = images_at_once(self.encoder, self._inner(tuple(images.shape[-2:])), self.config)
+        whole, tiles, _ = look(self.encoder, images, self.factor, self.adapter.upsampler.tile_levels, most)
         sharp = self.adapter.sharpen(whole.spatial, tiles, images)
         if sharp.device.type == "cpu":  # elsewhere the answer would have to be waited for, at every call
             check_finite(sharp, self.name)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from featsharp import adapter as adapters
+from featsharp.budget import images_at_once
 from featsharp.config import SharpenerConfig
 from featsharp.consistency import Consistency, Sight
 from featsharp.downsample import draw_keep
 from featsharp.fidelity import Fidelity, fixed_views
 from featsharp.multiview import Views, draw_views, sample_view
-from featsharp.tiles import in_chunks, look, shrink
+from featsharp.tiles import each, in_chunks, look, shrink
 from featsharp.upsamplers.base import enlarge
 from teachers.features import Encoder, Size
 from teachers.phi_s import Moments, cached_moments, fit
@@ -74,7 +75,7 @@ class SharpenObjective:
             for batch in batches():
                 images = shrink(batch.float(self.image_size).to(self.device), self.encoder.native_size)
                 with torch.no_grad(), self.precision():
-                    moments.update(in_chunks(self.encoder, images, self.config.max_tiles_per_call).spatial)
+                    moments.update(in_chunks(self.encoder, images, self._images_at_once()).spatial)
             moments.all_reduce()
             return moments
 
@@ -104,6 +105,9 @@ class SharpenObjective:
         total, logs = model(sight)
         return total, {f"{self.encoder.name}/{key}": value for key, value in logs.items()}
 
+    def _images_at_once(self) -> int | None:
+        return images_at_once(self.encoder, self.encoder.native_size, self.config)
+
     @torch.no_grad()
     def see(self, images: Tensor, generator: torch.Generator, drop: bool = False) -> Sight:
         """Draw views of images B×3×image_size in [0, 1] and show them to the teacher."""
@@ -131,13 +135,12 @@ class SharpenObjective:
                 self.encoder,
                 image,
                 config.factor,
-                self.model.adapter.upsampler.needs_tiles,
-                config.max_tiles_per_call,
+                self.model.adapter.upsampler.tile_levels,
+                self._images_at_once(),
                 torch.cat(others),
             )
         phi_s = self.model.adapter.phi_s
-        tiles = None if tiles is None else phi_s(tiles)
-        return Sight(image, phi_s(whole.spatial), tiles, phi_s(seen).unflatten(0, (-1, b)), to_base, keep)
+        return Sight(image, phi_s(whole.spatial), each(tiles, phi_s), phi_s(seen).unflatten(0, (-1, b)), to_base, keep)
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Fidelity on held-out images, whose views are always the same; see `featsharp.fidelity`."""
@@ -162,9 +165,7 @@ class SharpenObjective:
         adapter, f = self.model.adapter, self.config.factor
         images = shrink(batch.float(self.image_size).to(self.device), self.view_size)
         with self.precision():
-            whole, tiles, _ = look(
-                self.encoder, images, f, adapter.upsampler.needs_tiles, self.config.max_tiles_per_call
-            )
+            whole, tiles, _ = look(self.encoder, images, f, adapter.upsampler.tile_levels, self._images_at_once())
         maps = [whole.spatial, enlarge(whole.spatial, f), adapter.sharpen(whole.spatial, tiles, images)]
         basis = PcaBasis.fit(maps)
         titles = [self.encoder.name, f"bilinear {f}x", f"{self.config.upsampler} {f}x"]

@@ -5,6 +5,8 @@ Shapes: B images, f factor, H W = f times what the encoder sees at once, h w the
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -40,25 +42,41 @@ def in_chunks(encoder: Encoder, images: Tensor, most: int | None) -> Features:
     return Features(summary, torch.cat([part.spatial for part in parts]))
 
 
+Tiled = Tensor | tuple[Tensor, ...] | None  # the stitched map of tiles; several, from coarse to fine; or none
+
+
+def each(tiles: Tiled, change: Callable[[Tensor], Tensor]) -> Tiled:
+    """`change` of every map of tiles there is."""
+    if tiles is None:
+        return None
+    return tuple(map(change, tiles)) if isinstance(tiles, tuple) else change(tiles)
+
+
 def look(
-    encoder: Encoder, images: Tensor, factor: int, tiles: bool, most: int | None = None, others: Tensor | None = None
-) -> tuple[Features, Tensor | None, Tensor | None]:
+    encoder: Encoder,
+    images: Tensor,
+    factor: int,
+    levels: Sequence[int],
+    most: int | None = None,
+    others: Tensor | None = None,
+) -> tuple[Features, Tiled, Tensor | None]:
     """What the encoder sees in the shrunken images, in their tiles, and in `others` (images of its own size).
 
-    All in one encoder call, or in chunks of `most`. Returns the features of the whole, the stitched map of the tiles
-    (None without `tiles`; at factor 1 the map of the whole: the encoder does not look twice), the map of the others.
+    `levels`: for each map of tiles that is asked for, into how many along each axis the image is cut. All in one
+    encoder call, or in chunks of `most`. Returns the features of the whole, the stitched maps (one is no tuple; at 1
+    tile it is the map of the whole: the encoder does not look twice), the map of the others.
     """
     b, _, height, width = images.shape
     size = (height // factor, width // factor)
+    finer = [n for n in levels if n > 1]
     batch = [shrink(images, size)]
-    if tiles and factor > 1:
-        batch.append(cut(images, factor))
+    batch += [cut(shrink(images, (n * size[0], n * size[1])), n) for n in finer]
     if others is not None:
         batch.append(others)
     seen = in_chunks(encoder, torch.cat(batch) if len(batch) > 1 else batch[0], most)
-    maps = seen.spatial.split([len(part) for part in batch])
-    whole = Features(None if seen.summary is None else seen.summary[:b], maps[0])
-    tiled = None
-    if tiles:
-        tiled = stitch(maps[1], factor) if factor > 1 else maps[0]
+    low, *maps = seen.spatial.split([len(part) for part in batch])
+    whole = Features(None if seen.summary is None else seen.summary[:b], low)
+    stitched = {1: low, **{n: stitch(tiles, n) for n, tiles in zip(finer, maps)}}
+    tiled = tuple(stitched[n] for n in levels)
+    tiled = tiled if len(tiled) > 1 else tiled[0] if tiled else None
     return whole, tiled, None if others is None else maps[-1]

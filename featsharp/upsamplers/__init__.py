@@ -14,6 +14,7 @@ from featsharp.upsamplers.featup import FeatUp
 from featsharp.upsamplers.identity import Identity
 from featsharp.upsamplers.jafar import Jafar
 from featsharp.upsamplers.naf import Naf
+from featsharp.upsamplers.progressive import Progressive
 from featsharp.upsamplers.resfu import ReSfu
 from featsharp.upsamplers.s2 import S2
 from featsharp.upsamplers.sapa import Sapa
@@ -42,4 +43,5 @@ def build_upsampler(config: SharpenerConfig, width: int) -> Upsampler:
     """The upsampler that `config.upsampler` names, for maps of `width` channels."""
     if config.upsampler not in UPSAMPLERS:
         raise UserError(f"unknown upsampler '{config.upsampler}'", expected="one of " + ", ".join(UPSAMPLERS))
-    return UPSAMPLERS[config.upsampler](width, config)
+    kind = UPSAMPLERS[config.upsampler]
+    return Progressive(width, config, kind) if config.progressive else kind(width, config)

@@ -21,6 +21,11 @@ class Upsampler(nn.Module):
         super().__init__()
         self.factor = config.factor
 
+    @property
+    def tile_levels(self) -> tuple[int, ...]:
+        """For each map of tiles that `forward` takes: into how many tiles along each axis the image is cut."""
+        return (self.factor,) if self.needs_tiles else ()
+
     def forward(self, low: Tensor, tiles: Tensor | None, image: Tensor) -> Tensor:
         """B×C×h×w, B×C×fh×fw (or None), B×3×H×W → B×C×fh×fw."""
         raise NotImplementedError

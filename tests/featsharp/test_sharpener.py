@@ -66,9 +66,9 @@ def test_tiles_are_cut_and_stitched_in_place():
 def test_whole_and_tiles_go_in_one_call_and_chunks_change_nothing():
     teacher = Counting(random_teacher())
     x, others = images(), images(48, 64, 3)
-    at_once = look(teacher, x, 2, True, None, others)
+    at_once = look(teacher, x, 2, (2,), None, others)
     assert teacher.calls == [2 + 2 * 4 + 3]
-    chunked = look(teacher, x, 2, True, 4, others)
+    chunked = look(teacher, x, 2, (2,), 4, others)
     assert teacher.calls[1:] == [4, 4, 4, 1]
     for one, other in zip((at_once[0].summary, at_once[0].spatial, *at_once[1:]), (*chunked[0], *chunked[1:])):
         torch.testing.assert_close(one, other)
@@ -76,7 +76,7 @@ def test_whole_and_tiles_go_in_one_call_and_chunks_change_nothing():
 
 def test_factor_1_shows_the_image_to_the_teacher_once():
     teacher = Counting(random_teacher())
-    whole, tiles, _ = look(teacher, images(48, 64), 1, True)
+    whole, tiles, _ = look(teacher, images(48, 64), 1, (1,))
     assert teacher.calls == [2] and tiles is whole.spatial
 
 
