@@ -109,7 +109,10 @@ def _fall(factor: int, n: int, seen: Tensor, sigma: Tensor | None) -> Tensor:
     """(f·n)×K: −d²/2σ² along an axis, from the centres of the fine cells of n coarse ones to those `seen`."""
     place = (_count(n * factor, seen) + 0.5) / factor - 0.5
     squares = (place[:, None] - seen).square()
-    return torch.zeros_like(squares) if sigma is None else -squares / (2 * sigma.float().square().clamp_min(1e-4))
+    if sigma is None:
+        return torch.zeros_like(squares)
+    sigma = sigma.to(torch.promote_types(sigma.dtype, torch.float32))
+    return -squares.to(sigma.dtype) / (2 * sigma.square().clamp_min(1e-4))
 
 
 def _outer(rows: Tensor, columns: Tensor) -> Tensor:

@@ -91,8 +91,13 @@ class Guide(nn.Module):
         return queries, self.norm(F.adaptive_avg_pool2d(self.key(seen), coarse))
 
 
-class ChannelNorm(nn.RMSNorm):
+class ChannelNorm(nn.Module):
     """RMSNorm over the channels of B×D×h×w."""
 
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        weight = self.weight.to(x.dtype)  # autocast leaves it in fp32
+        return F.rms_norm(x.permute(0, 2, 3, 1), weight.shape, weight, 1e-6).permute(0, 3, 1, 2)

@@ -46,7 +46,8 @@ class Sharpener(Encoder):
     def identity(self) -> str:
         """Changes with the adapter's weights and with the encoder, not with how calls are chunked."""
         training = {"downsampler", "views", "losses", "lr_scale"}
-        settings = self.config.model_dump(exclude={"max_tiles_per_call", "memory_budget", *training})
+        pieces = {"max_tiles_per_call", "max_cells_per_call", "memory_budget"}
+        settings = self.config.model_dump(exclude=training | pieces)
         return identity_of(self.adapter.state_dict(), self.encoder.identity, settings)
 
     def train(self, mode: bool = True) -> Sharpener:

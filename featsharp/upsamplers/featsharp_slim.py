@@ -6,36 +6,36 @@ works on 2C channels; this one 2 C² for the projection, 4 C² for attention and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from featsharp.config import FusionConfig, SharpenerConfig
-from featsharp.fusion import SwiGLU, WindowAttention
+from featsharp.fusion import Fusion
 from featsharp.jbu import JbuStack
 from featsharp.upsamplers.base import Upsampler
 from featsharp.upsamplers.featsharp import placed, tile_positions
 
 
-class SlimFusion(nn.Module):
-    """Two maps B×C×h×w, the residual carrier first → B×C×h×w. With its scales at zero: the first map exactly."""
+class SlimFusion(Fusion):
+    """Two maps B×C×h×w, the residual carrier first → B×C×h×w. With its scales at zero: the first map exactly.
+
+    A block of one map's width, in which the carrier's place is taken by what both maps are projected to.
+    """
 
     def __init__(self, width: int, config: FusionConfig):
-        super().__init__()
-        hidden = config.hidden or 8 * -(-(4 * width * 2 // 3) // 8)
+        super().__init__(width, 1, config)
         self.merge = nn.Linear(2 * width, width)
-        self.norm1 = nn.LayerNorm(width) if config.layer_norm else nn.Identity()
-        self.attention = WindowAttention(width, config)
-        self.gamma1 = nn.Parameter(torch.full((width,), config.layer_scale))
-        self.norm2 = nn.LayerNorm(width) if config.layer_norm else nn.Identity()
-        self.ffn = SwiGLU(width, hidden, width)
-        self.gamma2 = nn.Parameter(torch.full((width,), config.layer_scale))
 
-    def forward(self, upsampled: Tensor, tiles: Tensor) -> Tensor:
-        upsampled, tiles = (x.permute(0, 2, 3, 1) for x in (upsampled, tiles))
-        merged = self.merge(torch.cat([upsampled, tiles], -1))
-        seen = self.gamma1 * self.attention(self.norm1(merged))
-        found = self.gamma2 * self.ffn(self.norm2(merged + seen))
-        return (upsampled + seen + found).permute(0, 3, 1, 2)
+    def _band(self, maps: Sequence[Tensor], top: int, bottom: int) -> Tensor:
+        reach, h = self.attention.radius, maps[0].shape[-2]
+        start, end = max(0, top - reach), min(h, bottom + reach)
+        inner = slice(top - start, bottom - start)
+        merged = self.merge(torch.cat([m[:, :, start:end].permute(0, 2, 3, 1) for m in maps], -1))
+        seen = self.gamma1 * self.attention(self.norm1(merged), start)[:, inner]
+        found = self.gamma2 * self.ffn(self.norm2(merged[:, inner] + seen))
+        return maps[0][:, :, top:bottom] + (seen + found).permute(0, 3, 1, 2)
 
 
 class FeatSharpSlim(Upsampler):

@@ -18,7 +18,7 @@ from featsharp.upsamplers.base import Upsampler
 
 
 class Jafar(Upsampler):
-    """Global cross attention, image to map. About 0.55 M parameters at C = 384, D = 128."""
+    """Global cross attention, image to map. 0.53 M parameters at C = 384, D = 128."""
 
     needs_tiles = False
     keeps_constants = True

@@ -21,7 +21,7 @@ from featsharp.upsamplers.base import Upsampler
 
 
 class Naf(Upsampler):
-    """Window cross attention, image to image. About 0.66 M parameters at D = 256, whatever C."""
+    """Window cross attention, image to image. 0.66 M parameters at D = 256, whatever C."""
 
     needs_tiles = False
     keeps_constants = True

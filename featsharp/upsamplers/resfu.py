@@ -81,7 +81,7 @@ def average(low: Tensor, weights: Tensor, factor: int) -> Tensor:
 
 
 class ReSfu(Upsampler):
-    """One enlargement by any factor. (C + 1)·E for the map, about 55·E² for the rest, E = 32."""
+    """One enlargement by any factor. (C + 1)·E parameters for the map, 55 k for the rest, E = 32."""
 
     needs_tiles = False
     keeps_constants = True
