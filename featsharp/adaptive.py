@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from featsharp.patches import mirrored, split
+from featsharp.patches import add_seen, mirrored, seen, split
 from teachers.errors import UserError
 
 TILE = 8  # output cells along the side of a tile, about
@@ -144,11 +144,6 @@ class Tiling:
         last = -((factor - 2 * (stride * factor + radius) + 1) // (2 * factor))
         return cls(stride * factor, stride, -first, last - first + 1)
 
-    def pieces(self) -> list[tuple[int, slice]]:
-        """What a tile sees, cut by the stride: 0, 1, … and its cells, of which the last piece may have fewer."""
-        starts = range(0, self.reach, self.stride)
-        return [(i, slice(first, min(first + self.stride, self.reach))) for i, first in enumerate(starts)]
-
 
 def composed_upsample(source: Tensor, kernel: Tensor, factor: int) -> Tensor:
     """Fold enlarging and mirroring into the weights, tile by tile, and apply those to the source itself.
@@ -203,10 +198,11 @@ class _TileProduct(torch.autograd.Function):
         ctx.tiling = tiling
         padded = _padded(source, weights, tiling)
         _, ny, nx, *_ = weights.shape
-        t, c = tiling.side, source.shape[1]
+        t, s, k, c = tiling.side, tiling.stride, tiling.reach, source.shape[1]
         out = source.new_empty(len(source), ny * t, nx * t, c)  # whole tiles: what is too much is cut off at the end
         for b, rows in _strips(weights, source):
-            product = torch.bmm(weights[b, rows].flatten(0, 1).to(source.dtype), _seen(padded[b], rows, nx, tiling))
+            sources = seen(padded[b : b + 1, rows.start * s :], s, k, rows.stop - rows.start, nx)
+            product = torch.bmm(weights[b, rows].flatten(0, 1).to(source.dtype), sources)
             cells = out[b, rows.start * t : rows.stop * t].view(-1, t, nx, t, c).transpose(1, 2)
             cells.copy_(product.view(-1, nx, t, t, c))
         return out[:, : size[0], : size[1]].permute(0, 3, 1, 2)
@@ -216,17 +212,19 @@ class _TileProduct(torch.autograd.Function):
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
         source, weights = ctx.saved_tensors
         tiling, nx = ctx.tiling, weights.shape[2]
+        t, s, k = tiling.side, tiling.stride, tiling.reach
         padded = _padded(source, weights, tiling)
         of_padded, of_weights = torch.zeros_like(padded), torch.empty_like(weights)
         last = None
         for b, rows in _strips(weights, source):
             if b != last:  # one image at a time, for the sake of memory
                 image, last = channels_last(upstream[b : b + 1]), b
-            up = split(image[:, rows.start * tiling.side : rows.stop * tiling.side], tiling.side)
-            seen = _seen(padded[b], rows, nx, tiling)
-            of_weights[b, rows] = torch.bmm(up, seen.transpose(1, 2)).view_as(of_weights[b, rows])
-            of_seen = torch.bmm(weights[b, rows].flatten(0, 1).to(source.dtype).transpose(1, 2), up)
-            _add_seen(of_padded[b], of_seen, rows, nx, tiling)
+            up = split(image[:, rows.start * t : rows.stop * t], t)
+            here, ny = slice(rows.start * s, None), rows.stop - rows.start
+            sources = seen(padded[b : b + 1, here], s, k, ny, nx)
+            of_weights[b, rows] = torch.bmm(up, sources.transpose(1, 2)).view_as(of_weights[b, rows])
+            of_sources = torch.bmm(weights[b, rows].flatten(0, 1).to(source.dtype).transpose(1, 2), up)
+            add_seen(of_padded[b : b + 1, here], of_sources, s, k, ny, nx)
         h, w = source.shape[-2:]
         inner = slice(tiling.before, tiling.before + h), slice(tiling.before, tiling.before + w)
         return of_padded[(slice(None), *inner)].permute(0, 3, 1, 2), of_weights, None, None
@@ -245,9 +243,9 @@ def channels_last(x: Tensor) -> Tensor:
 
 def _strips(weights: Tensor, source: Tensor) -> list[tuple[int, slice]]:
     """Image by image, so many rows of tiles that what they see is about a chunk."""
-    b, ny, nx, _, seen = weights.shape
+    b, ny, nx, _, sources = weights.shape
     chunk = CHUNK.get(source.device.type, CHUNK["cuda"])
-    step = max(1, chunk // (nx * seen * source.shape[1] * source.element_size()))
+    step = max(1, chunk // (nx * sources * source.shape[1] * source.element_size()))
     return [(i, slice(first, min(first + step, ny))) for i in range(b) for first in range(0, ny, step)]
 
 
@@ -255,26 +253,8 @@ def _padded(source: Tensor, weights: Tensor, tiling: Tiling) -> Tensor:
     """B×C×h×w → channels last, with zeros around it, so that all that any tile sees is there."""
     pads = [0, 0]
     for tiles, n in zip(weights.shape[2:0:-1], (source.shape[3], source.shape[2])):
-        pads += [tiling.before, (tiles + len(tiling.pieces())) * tiling.stride - tiling.before - n]
+        pads += [tiling.before, (tiles + tiling.reach // tiling.stride) * tiling.stride - tiling.before - n]
     return F.pad(channels_last(source), pads)
-
-
-def _seen(padded: Tensor, rows: slice, nx: int, tiling: Tiling) -> Tensor:
-    """What each tile of some rows sees, (rows·nx)×K²×C."""
-    c, k, s = padded.shape[-1], tiling.reach, tiling.stride
-    part = padded[rows.start * s : (rows.stop - 1) * s + k, : (nx - 1) * s + k]
-    return part.unfold(0, k, s).unfold(1, k, s).permute(0, 1, 3, 4, 2).reshape(-1, k * k, c)
-
-
-def _add_seen(padded: Tensor, seen: Tensor, rows: slice, nx: int, tiling: Tiling) -> None:
-    """The transpose of `_seen`: pieces as large as the stride do not overlap, so one is added for all tiles at once."""
-    k, s = tiling.reach, tiling.stride
-    seen = seen.view(-1, nx, k, k, seen.shape[-1]).transpose(1, 2)  # rows×K×nx×K×C
-    for i, high in tiling.pieces():
-        for j, wide in tiling.pieces():
-            place = padded[(rows.start + i) * s : (rows.stop + i) * s, j * s : (nx + j) * s]
-            place = place.unflatten(1, (nx, s)).unflatten(0, (-1, s))
-            place[:, : high.stop - high.start, :, : wide.stop - wide.start] += seen[:, high, :, wide]
 
 
 def triton_upsample(source: Tensor, kernel: Tensor, factor: int) -> Tensor:

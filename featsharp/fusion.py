@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from featsharp.budget import fitting, on_meta, peak_bytes
 from featsharp.config import FusionConfig
-from featsharp.patches import gather, halo, join, split
+from featsharp.patches import Seen, join, split
 from teachers.errors import UserError
 
 TILE = 8  # queries along the side of a tile
@@ -47,19 +47,20 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, radius: int)
     whose keys are those of the tile and its halo: (8+2r)² scores a query instead of h·w, in one fused call.
     """
     b, h, w, heads, e = q.shape
-    rows, columns = (halo(n, TILE, radius, q.device) for n in (h, w))
-    inside = ((rows >= 0) & (rows < h))[:, None, :, None] & ((columns >= 0) & (columns < w))[None, :, None, :]
-    rows, columns = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
-    queries = split(q.flatten(3), TILE).unflatten(2, (heads, e)).transpose(1, 2)
-    keys, values = (gather(x.flatten(3), rows, columns).unflatten(2, (heads, e)).transpose(1, 2) for x in (k, v))
+    ny, nx, reach = -(-h // TILE), -(-w // TILE), TILE + 2 * radius
     # Keys beyond the border get one more coordinate, which lowers their score with any query: a mask a tile would
-    # repeat `bias` for every tile and image. Fused kernels want equal widths, in steps of 8.
-    spare = (0, 8 - e % 8)
-    queries, keys, values = F.pad(queries, spare, value=1.0), F.pad(keys, spare), F.pad(values, spare)
-    beyond = (NEVER * e**0.5 * ~inside).to(q.dtype).flatten(2).repeat(b, 1, 1).flatten(0, 1)
-    keys[..., e] = beyond[:, None]
-    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias.to(q.dtype), scale=e**-0.5)[..., :e]
-    return join(out.transpose(1, 2).flatten(2), TILE, (h, w)).unflatten(3, (heads, e))
+    # repeat `bias` for every tile and image. Fused kernels want widths in steps of 8, and a bias of 4 dimensions.
+    spare = 8 - e % 8
+    around = [radius, (nx + reach // TILE) * TILE - radius - w, radius, (ny + reach // TILE) * TILE - radius - h]
+    keys, values = (F.pad(x, (0, spare, 0, 0, *around)) for x in (k, v))
+    beyond = F.pad(q.new_zeros(h, w), around, value=NEVER * e**0.5)
+    keys[..., e] = beyond[..., None]
+    keys, values = (
+        Seen.apply(x.flatten(3), TILE, reach, ny, nx).unflatten(2, (heads, -1)).transpose(1, 2) for x in (keys, values)
+    )
+    queries = split(F.pad(q, (0, spare), value=1.0).flatten(3), TILE).unflatten(2, (heads, -1)).transpose(1, 2)
+    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias[None].to(q.dtype), scale=e**-0.5)
+    return join(out.transpose(1, 2).flatten(2), TILE, (h, w)).unflatten(3, (heads, -1))[..., :e]
 
 
 def rotate(x: Tensor, top: int = 0, base: float = 50000.0) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def mirrored(position: Tensor, n: int) -> Tensor:
@@ -62,3 +63,40 @@ def _band(n: int, t: int, d: int, stride: int) -> tuple[tuple[int, ...], tuple[i
     """Shape and strides that show, in n×t²×K², cell (a, b) with tap (i, j): column (a·stride+i, b·stride+j)."""
     k = (t - 1) * stride + d
     return (n, t, t, d, d), (t * t * k * k, t * k * k + stride * k, k * k + stride, k, 1)
+
+
+def seen(x: Tensor, stride: int, reach: int, ny: int, nx: int) -> Tensor:
+    """What ny×nx tiles see of B×H×W×C, windows of reach×reach cells that begin every `stride`: (B·ny·nx)×reach²×C."""
+    x = x[:, : (ny - 1) * stride + reach, : (nx - 1) * stride + reach]
+    windows = x.unfold(1, reach, stride).unfold(2, reach, stride)  # B×ny×nx×C×reach×reach
+    return windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, reach * reach, x.shape[-1])
+
+
+def add_seen(x: Tensor, windows: Tensor, stride: int, reach: int, ny: int, nx: int) -> None:
+    """The transpose of `seen`: adds to x B×H×W×C, H and W at least (ny or nx + ⌈reach / stride⌉ − 1)·stride.
+
+    Pieces of the windows as large as the stride do not overlap, so one is added for all tiles at once.
+    """
+    windows = windows.view(len(x), ny, nx, reach, reach, -1).transpose(2, 3)  # B×ny×reach×nx×reach×C
+    pieces = [(first, min(stride, reach - first)) for first in range(0, reach, stride)]
+    for i, high in pieces:
+        for j, wide in pieces:
+            place = x[:, i : i + ny * stride, j : j + nx * stride]
+            place = place.unflatten(2, (nx, stride)).unflatten(1, (ny, stride))
+            place[:, :, :high, :, :wide] += windows[:, :, i : i + high, :, j : j + wide]
+
+
+class Seen(torch.autograd.Function):
+    """`seen` with its transpose as the backward, which is several times faster than adding indexed rows."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, stride: int, reach: int, ny: int, nx: int) -> Tensor:
+        ctx.shape, ctx.geometry = x.shape, (stride, reach, ny, nx)
+        return seen(x, *ctx.geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = upstream.new_zeros(ctx.shape)
+        add_seen(gradient, upstream, *ctx.geometry)
+        return gradient, None, None, None, None

@@ -1,5 +1,6 @@
 """The adaptive filter: every form is the definition, forward and backward; every tap learns; nothing large is kept."""
 
+import importlib.util
 import sys
 
 import pytest
@@ -104,3 +105,17 @@ def test_an_unknown_form_and_triton_on_a_cpu_are_user_errors():
         adaptive_upsample(source, kernel, 2, "fast")
     with pytest.raises(UserError, match="CUDA"):
         adaptive_upsample(source, kernel, 2, "triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("h, w, factor", [*SHAPES, (32, 48, 2)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+def test_forms_on_a_gpu_equal_the_definition(h, w, factor, dtype, tolerance):
+    source, kernel, upstream = (x.cuda() for x in problem(h, w, factor, channels=72))
+    kernel = kernel.softmax(1)
+    truth = both_ways(shift_upsample, source, kernel, upstream, factor)
+    forms = FAST + ["triton"] * (importlib.util.find_spec("triton") is not None)
+    for form in forms:
+        for mine, its in zip(both_ways(FORMS[form], source.to(dtype), kernel.float(), upstream, factor), truth):
+            assert (mine.double() - its).norm() < tolerance * its.norm(), form
