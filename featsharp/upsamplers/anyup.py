@@ -51,6 +51,7 @@ class AnyUp(Upsampler):
 
     needs_tiles = False
     keeps_constants = True
+    memory_budget: int | None = None  # bytes of the attention; see `budget.limit`
 
     def __init__(self, width: int, config: SharpenerConfig):
         super().__init__(width, config)
@@ -67,7 +68,6 @@ class AnyUp(Upsampler):
         # D answers that sum to 1: about as large as the keys' other half after this.
         content = self.config.width * self.content(low) - 1
         queries, keys = self.query_norm(queries), self.key_norm(self.join(torch.cat([keys, content], 1)))
+        options = {"sigma": self.sigma, "most": self.most, "budget": self.memory_budget}
         radius, heads = self.config.window // 2, self.config.heads
-        return cross_attention(
-            queries, keys, low, self.factor, heads, radius=radius, sigma=self.sigma, most=self.most
-        )
+        return cross_attention(queries, keys, low, self.factor, heads, radius=radius, **options)

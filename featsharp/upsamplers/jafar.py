@@ -22,6 +22,7 @@ class Jafar(Upsampler):
 
     needs_tiles = False
     keeps_constants = True
+    memory_budget: int | None = None  # bytes of the attention; see `budget.limit`
 
     def __init__(self, width: int, config: SharpenerConfig):
         super().__init__(width, config)
@@ -38,6 +39,5 @@ class Jafar(Upsampler):
         content = self.content(F.normalize(low, dim=1))
         keys = self.scale(content) * keys + self.shift(content)
         queries, keys = self.query_norm(queries), self.key_norm(keys)
-        return cross_attention(
-            queries, keys, low, self.factor, self.config.heads, sigma=self.sigma, most=self.most
-        )
+        options = {"sigma": self.sigma, "most": self.most, "budget": self.memory_budget}
+        return cross_attention(queries, keys, low, self.factor, self.config.heads, **options)

@@ -25,6 +25,7 @@ class Naf(Upsampler):
 
     needs_tiles = False
     keeps_constants = True
+    memory_budget: int | None = None  # bytes of the attention; see `budget.limit`
 
     def __init__(self, width: int, config: SharpenerConfig):
         super().__init__(width, config)
@@ -42,7 +43,6 @@ class Naf(Upsampler):
         seen = torch.cat([self.pixels(image), self.surroundings(image)], 1)
         queries = self.rotary(F.adaptive_avg_pool2d(seen, fine))
         keys = F.adaptive_avg_pool2d(queries, coarse)
+        options = {"sigma": self.sigma, "most": self.most, "budget": self.memory_budget}
         radius, heads = self.config.window // 2, self.config.heads
-        return cross_attention(
-            queries, keys, low, self.factor, heads, radius=radius, sigma=self.sigma, most=self.most
-        )
+        return cross_attention(queries, keys, low, self.factor, heads, radius=radius, **options)

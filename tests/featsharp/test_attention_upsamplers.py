@@ -7,7 +7,6 @@ from pydantic import ValidationError
 
 from featsharp.budget import limit
 from featsharp.config import SharpenerConfig
-from featsharp.cross_attention import cross_attention
 from featsharp.guidance import Rotary
 from featsharp.sharpener import Sharpener
 from featsharp.upsamplers import Upsampler, build_upsampler
@@ -15,7 +14,7 @@ from featsharp.upsamplers.anyup import AnyWidth
 from featsharp.upsamplers.base import enlarge
 from featsharp.upsamplers.resfu import PairedDifference, average, guided_filter, smoothed
 from teachers.seeding import seeded, torch_rng
-from tests.featsharp.toys import random_teacher
+from tests.featsharp.toys import attention_pieces, random_teacher, with_gradients
 
 FACTORS = (1, 2, 3, 5, 7)
 GRIDS = ((5, 5), (3, 7), (1, 6))
@@ -40,73 +39,6 @@ def inputs(grid: tuple[int, int], factor: int = 2, width: int = 8, count: int = 
     fine, rng = [n * factor for n in grid], torch_rng("attention", *grid, factor, width)
     image = 4 * torch.rand(count, 3, *(n * pixels for n in fine), generator=rng) - 2
     return [*(torch.randn(count, width, *size, generator=rng) for size in (grid, fine)), image]
-
-
-# Cross attention -------------------------------------------------------------------------------------------------
-
-
-def dense(q, k, v, factor, heads, radius, sigma):
-    """Every fine cell with every coarse one, then a mask: the definition."""
-    (height, width), (h, w) = q.shape[-2:], k.shape[-2:]
-    y, x = (i.flatten() for i in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
-    row, column = (i.flatten() for i in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
-    q, k = (z.flatten(2).unflatten(1, (heads, -1)) for z in (q, k))
-    scores = torch.einsum("bneq,bnek->bnqk", q, k) / q.shape[2] ** 0.5
-    if sigma is not None:
-        centres = [(place + 0.5) / factor - 0.5 for place in (y, x)]
-        away = (centres[0][:, None] - row) ** 2 + (centres[1][:, None] - column) ** 2
-        scores = scores - away / (2 * sigma**2)
-    if radius is not None:
-        far = [(fine[:, None] // factor - coarse).abs() > radius for fine, coarse in ((y, row), (x, column))]
-        scores = scores.masked_fill(far[0] | far[1], -torch.inf)
-    out = torch.einsum("bqk,bck->bcq", scores.softmax(-1).mean(1), v.flatten(2))
-    return out.unflatten(2, (height, width))
-
-
-def draws(grid, factor):
-    rng = torch_rng("cross attention", *grid, factor)
-    shapes = [(2, 8, *(n * factor for n in grid)), (2, 8, *grid), (2, 3, *grid)]
-    return [torch.randn(*shape, generator=rng, dtype=torch.float64).requires_grad_() for shape in shapes]
-
-
-def with_gradients(out, wanted):
-    upstream = torch.randn(out.shape, generator=torch_rng("upstream"), dtype=out.dtype)
-    return [out, *torch.autograd.grad(out, wanted, upstream)]
-
-
-@pytest.mark.parametrize("factor", FACTORS)
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("radius, sigma", [(None, None), (None, 0.7), (1, None), (2, 0.7)])
-def test_attention_equals_the_dense_definition_forward_and_backward(grid, factor, radius, sigma):
-    wanted = draws(grid, factor)
-    sigma = None if sigma is None else torch.full((1,), sigma, requires_grad=True)
-    mine = cross_attention(*wanted, factor, 2, radius=radius, sigma=sigma)
-    its = dense(*wanted, factor, 2, radius, sigma)
-    wanted = wanted if sigma is None else [*wanted, sigma]
-    for a, b in zip(with_gradients(mine, wanted), with_gradients(its, wanted)):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("radius", [None, 1])
-@pytest.mark.parametrize("most", [1, 50, 130])
-def test_attention_in_pieces_is_the_same(radius, most):
-    wanted, sigma = draws((3, 7), 3), torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
-    options = {"radius": radius, "sigma": sigma}
-    whole = with_gradients(cross_attention(*wanted, 3, 2, **options), [*wanted, sigma])
-    pieces = with_gradients(cross_attention(*wanted, 3, 2, most=most, **options), [*wanted, sigma])
-    for a, b in zip(pieces, whole):
-        torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("radius", [None, 1])
-def test_pieces_are_as_small_as_was_asked_for(radius, monkeypatch):
-    import featsharp.cross_attention as module
-
-    seen, attend = [], module.attend
-    monkeypatch.setattr(module, "attend", lambda q, *rest: seen.append(q.shape[0] * q.shape[1]) or attend(q, *rest))
-    wanted = draws((8, 8), 2)
-    cross_attention(*wanted, 2, 2, radius=radius, most=64)
-    assert max(seen) <= 64 and len(seen) >= 8
 
 
 # The upsamplers --------------------------------------------------------------------------------------------------
@@ -185,6 +117,18 @@ def test_an_upsampler_in_pieces_gives_the_same_map_and_gradients(name):
         results.append(with_gradients(made(*given), list(made.parameters())))
     for a, b in zip(*results):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_upsamplers_hear_of_the_memory_budget(name, monkeypatch):
+    pieces = attention_pieces(monkeypatch)
+    made, given = upsampler(name), inputs((9, 10))
+    with torch.no_grad():
+        whole = made(*given)
+        assert len(pieces) == 1
+        limit(made, 1)
+        torch.testing.assert_close(made(*given), whole)
+    assert len(pieces) > 4
 
 
 @pytest.mark.parametrize("name", [*ATTENTION, "resfu"])

@@ -57,3 +57,18 @@ class Pictures:
 
     def float(self, size: Size) -> Tensor:
         return self.images[size].float() / 255
+
+
+def with_gradients(out: Tensor, wanted: list[Tensor]) -> list[Tensor]:
+    """`out`, and the gradients of a fixed random projection of it."""
+    upstream = torch.randn(out.shape, generator=torch_rng("upstream"), dtype=out.dtype)
+    return [out, *torch.autograd.grad(out, wanted, upstream)]
+
+
+def attention_pieces(monkeypatch) -> list[int]:
+    """Filled, from now on, with the fine cells of every piece of cross attention."""
+    import featsharp.cross_attention as module
+
+    pieces, attend = [], module.attend
+    monkeypatch.setattr(module, "attend", lambda q, *rest: pieces.append(q.shape[0] * q.shape[1]) or attend(q, *rest))
+    return pieces
