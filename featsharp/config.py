@@ -192,7 +192,7 @@ class SharpenerConfig(Section):
     tile_position: bool = Field(True, description="learn an embedding of which tile a feature comes from")
     max_tiles_per_call: int | None = Field(None, ge=1, description="images a teacher call; none: all; same result")
     memory_budget: Bytes | None = Field(
-        None, description="bytes (or 4GiB) that a teacher call, JBU or the block may use for itself; same result"
+        None, description="bytes (or 4GiB) a teacher call, JBU, the block or attention may use for itself; same result"
     )
     max_cells_per_call: int | None = Field(
         None, ge=1, description="sharp cells a piece of cross attention; none: all at once; same result"
