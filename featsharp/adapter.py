@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from featsharp.bias import PositionBias
 from featsharp.budget import limit
 from featsharp.config import SharpenerConfig
+from featsharp.spectral import folded_state, reparametrise
 from featsharp.tiles import Tiled, each
 from featsharp.upsamplers import build_upsampler
 from teachers.errors import UserError
@@ -35,9 +36,12 @@ class Adapter(nn.Module):
         super().__init__()
         width = encoder.dims.spatial
         self.phi_s = PhiS(width)
-        self.bias = PositionBias(width, encoder.grid(encoder.native_size)) if config.bias else None
+        grid = encoder.grid(encoder.native_size)
+        self.bias = PositionBias(width, grid, config.conditional_bias) if config.bias else None
         self.upsampler = build_upsampler(config, width)
         limit(self.upsampler, config.memory_budget)
+        if config.spectral:
+            reparametrise(self)
 
     def forward(self, low: Tensor, tiles: Tiled, image: Tensor) -> Tensor:
         """Maps in PHI-S space B×C×h×w, B×C×fh×fw (or none, or several), image B×3×H×W in [0, 1] → B×C×fh×fw there."""
@@ -86,7 +90,7 @@ def save(
     for name, module in {WEIGHTS: adapter, DOWNSAMPLER: downsampler}.items():
         if module is not None:
             temporary[name] = folder / f".{name}.{os.getpid()}"
-            state = module.state_dict()
+            state = folded_state(module)
             save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, temporary[name])
     temporary[CONFIG].write_text(json.dumps(about, indent=2) + "\n")
     if downsampler is None:
@@ -110,7 +114,7 @@ def load(folder: Path | str, encoder: Encoder) -> tuple[Adapter, SharpenerConfig
             todo="take that teacher (weights and options), or train a sharpener for this one",
         )
     config = read_settings(folder)
-    adapter = Adapter(config, encoder)
+    adapter = Adapter(config.model_copy(update={"spectral": False}), encoder)  # it was saved folded
     load_weights(adapter, folder / WEIGHTS)
     return adapter, config
 

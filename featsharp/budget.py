@@ -24,10 +24,11 @@ _SEEN: WeakKeyDictionary[Encoder, dict[Size, tuple[int, int] | None]] = WeakKeyD
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside it: `now`, and the `most` at any time."""
+    """Counts the bytes of the tensors that are made inside it on one device: `now`, and the `most` at any time."""
 
-    def __init__(self):
+    def __init__(self, device: torch.device):
         super().__init__()
+        self.device = device
         self.now = self.most = 0
         self.living: set[int] = set()
 
@@ -35,7 +36,7 @@ class _Live(TorchDispatchMode):
         given = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
-            if isinstance(x, Tensor) and _storage(x) not in given | self.living:
+            if isinstance(x, Tensor) and x.device == self.device and _storage(x) not in given | self.living:
                 storage = x.untyped_storage()
                 self.living.add(_storage(x))
                 self.now += storage.nbytes()
@@ -54,8 +55,11 @@ def _storage(x: Tensor) -> int:
 
 @torch.no_grad()
 def peak_bytes(call: Callable[..., object], *inputs: Tensor) -> int:
-    """The most bytes that `call(*inputs)` holds at a time, without the inputs; the result counts. Inputs on meta."""
-    with _Live() as live:
+    """The most bytes that `call(*inputs)` holds at a time on the inputs' device: without the inputs, with the result.
+
+    On the meta device an upper bound: fused attention kernels, which keep no scores, do not run there.
+    """
+    with _Live(inputs[0].device) as live:
         call(*inputs)
     return live.most
 

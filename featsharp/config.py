@@ -170,6 +170,9 @@ class LossConfig(Section):
     uncertainty_width: int = Field(256, ge=1, description="hidden channels of the network that predicts it")
     seam_weight: float = Field(2.0, gt=0, description="weight of the two rows and columns along each seam of tiles")
     tv: float = Field(0.0, ge=0, description="weight of the total variation of the sharp map")
+    crf: float = Field(0.0, ge=0, description="weight of features differing where the image looks alike")
+    mmd: float = Field(0.0, ge=0, description="weight of sharp features being distributed unlike the teacher's")
+    conditional: float = Field(0.0, ge=0, description="weight of what the conditional bias changes")
 
 
 class LrScaleConfig(Section):
@@ -177,6 +180,7 @@ class LrScaleConfig(Section):
 
     jbu: float = Field(0.2, ge=0)
     uncertainty: float = Field(0.02, ge=0)
+    spectral: float = Field(0.1, ge=0, description="of the singular values that `spectral` learns")
 
 
 class SharpenerConfig(Section):
@@ -189,6 +193,10 @@ class SharpenerConfig(Section):
     factor: int = Field(2, ge=1, le=14, description="cells of the sharp map for one of the teacher's, along each axis")
     progressive: bool = Field(False, description="go through the factor's primes, each with its own tiles and weights")
     bias: bool = Field(True, description="learn the teacher's position-locked noise (a bias a cell) and take it away")
+    conditional_bias: bool = Field(False, description="take away noise that depends on content too, by a ViT block")
+    spectral: bool = Field(
+        False, description="learn how much each linear layer stretches apart from its direction (published: on)"
+    )
     tile_position: bool = Field(True, description="learn an embedding of which tile a feature comes from")
     max_tiles_per_call: int | None = Field(None, ge=1, description="images a teacher call; none: all; same result")
     memory_budget: Bytes | None = Field(
@@ -210,3 +218,11 @@ class SharpenerConfig(Section):
     views: ViewsConfig = ViewsConfig()
     losses: LossConfig = LossConfig()
     lr_scale: LrScaleConfig = LrScaleConfig()
+
+    @model_validator(mode="after")
+    def _bias_is_there(self) -> SharpenerConfig:
+        if self.conditional_bias and not self.bias:
+            raise ValueError("conditional_bias comes on top of bias, which is off")
+        if self.losses.conditional and not self.conditional_bias:
+            raise ValueError("losses.conditional weighs what conditional_bias changes, which is off")
+        return self

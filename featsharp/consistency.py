@@ -8,6 +8,7 @@ Shapes: B images, J jittered views, C the teacher's width, h w its grid, f facto
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featsharp.adapter import Adapter
+from featsharp.bias import change_penalty
 from featsharp.config import SharpenerConfig
 from featsharp.downsample import build_downsampler
 from featsharp.multiview import fully_inside, look_up, warp
 from featsharp.one_backward import one_backward
+from featsharp.regularisers import crf, mmd, total_variation
 from featsharp.tiles import Tiled
 from teachers.features import Encoder, Size
 
@@ -32,6 +35,7 @@ class Sight(NamedTuple):
     targets: Tensor  # J×B×C×h×w, of the jittered views
     to_base: Tensor  # J×B×3×3, jittered view → base view
     keep: Tensor | None  # J×B×K²×h×w, the downsampler's taps that are not dropped
+    points: Tensor | None = None  # B×N×2, where the CRF term looks
 
 
 class Uncertainty(nn.Module):
@@ -69,9 +73,33 @@ class Consistency(nn.Module):
         if self.adapter.bias is not None:
             parameters.extend(self.adapter.bias.parameters())
         terms = [self._view(sight, j, logs) for j in range(len(sight.targets))]
-        if self.config.losses.tv:
-            terms.append(lambda sharp, *_: self.config.losses.tv * total_variation(sharp))
-        return one_backward(inputs, parameters, terms), logs
+        return one_backward(inputs, parameters, terms + self._regularisers(sight)), logs
+
+    def _regularisers(self, sight: Sight) -> list[Callable[..., Tensor]]:
+        """The terms besides the views' that have a weight."""
+        weights, bias, terms = self.config.losses, self.adapter.bias, []
+        if weights.tv:
+            terms.append(lambda sharp, *_: weights.tv * total_variation(sharp))
+        if weights.crf and sight.points is not None:
+            terms.append(lambda sharp, *_: weights.crf * crf(sharp, sight.image, sight.points))
+        if weights.mmd:
+            low = sight.low if bias is None else bias(sight.low).detach()
+            terms.append(lambda sharp, *_: weights.mmd * mmd(sharp, low))
+        if weights.conditional:
+            around = self._differences(sight)
+            terms.append(
+                lambda *_: weights.conditional * change_penalty(bias(sight.low) - bias.fixed(sight.low), *around)
+            )
+        return terms
+
+    @torch.no_grad()
+    def _differences(self, sight: Sight) -> tuple[Tensor, Tensor]:
+        """How the maps of the jittered views, laid over the base view's, differ from it, J×B×C×h×w; where they lie."""
+        fixed, to_view = self.adapter.bias.fixed, torch.linalg.inv(sight.to_base)
+        size = tuple(sight.low.shape[-2:])
+        seen = [warp(fixed(view), look_up(where, size)) for view, where in zip(sight.targets, to_view)]
+        valid = [fully_inside(where, size).float() for where in to_view]
+        return torch.stack(seen) - fixed(sight.low), torch.stack(valid)
 
     def _view(self, sight: Sight, j: int, logs: dict[str, Tensor]):
         """The term of one jittered view: a function of the sharp map (and of the log uncertainty)."""
@@ -123,13 +151,3 @@ def seam_weights(size: Size, tiles: int, weight: float) -> Tensor:
             line[seam - 1 : seam + 1] = True
     weights = torch.where(near[0][:, None] | near[1], weight, 1.0)
     return (weights / weights.mean())[None, None]
-
-
-def total_variation(x: Tensor) -> Tensor:
-    """Mean smooth-L1 of the differences between neighbouring cells, along both axes."""
-    axes = [dim for dim in (-2, -1) if x.shape[dim] > 1]
-    return sum((F.smooth_l1_loss(*_neighbours(x, dim)) for dim in axes), x.new_zeros(()))
-
-
-def _neighbours(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    return x.narrow(dim, 1, x.shape[dim] - 1), x.narrow(dim, 0, x.shape[dim] - 1)

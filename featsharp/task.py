@@ -17,6 +17,7 @@ from featsharp.consistency import Consistency, Sight
 from featsharp.downsample import draw_keep
 from featsharp.fidelity import Fidelity, fixed_views
 from featsharp.multiview import Views, draw_views, sample_view
+from featsharp.regularisers import draw_points
 from featsharp.tiles import each, in_chunks, look, shrink
 from featsharp.upsamplers.base import enlarge
 from teachers.features import Encoder, Size
@@ -87,6 +88,7 @@ class SharpenObjective:
     def param_groups(self, lr: float, weight_decay: float) -> list[dict]:
         """The JBU and the uncertainty learn at rates of their own; only matrices of the rest decay."""
         scales = {"jbu": self.config.lr_scale.jbu, "uncertainty": self.config.lr_scale.uncertainty}
+        scales["spectral"] = self.config.lr_scale.spectral
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             part = next((part for part in scales if part in name.split(".")), None)
@@ -118,7 +120,10 @@ class SharpenObjective:
         if drop and config.downsampler.kind == "attention" and config.downsampler.drop:
             shape = (config.views.jitters, b, *grid)
             keep = draw_keep(config.downsampler, shape, config.factor, generator).to(self.device)
-        return self.show(images, views, keep)
+        sight = self.show(images, views, keep)
+        if drop and config.losses.crf:
+            sight = sight._replace(points=draw_points(b, generator).to(self.device))
+        return sight
 
     @torch.no_grad()
     def show(self, images: Tensor, views: Views, keep: Tensor | None = None) -> Sight:

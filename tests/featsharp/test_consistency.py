@@ -8,9 +8,10 @@ import torch
 from featsharp import consistency
 from featsharp.bias import PositionBias
 from featsharp.config import SharpenerConfig
-from featsharp.consistency import seam_weights, total_variation
+from featsharp.consistency import seam_weights
 from featsharp.fidelity import Fidelity
 from featsharp.one_backward import one_backward
+from featsharp.regularisers import total_variation
 from featsharp.task import SharpenObjective
 from teachers.seeding import torch_rng
 from tests.featsharp.toys import NoisyColours, Pictures, random_teacher
