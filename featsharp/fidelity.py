@@ -23,6 +23,7 @@ from featsharp.consistency import Consistency, Sight
 from featsharp.downsample import gaussian_logits, weighted_cells
 from featsharp.multiview import Views, draw_views, fully_inside, look_up, warp
 from featsharp.upsamplers.base import enlarge
+from teachers.errors import UserError
 from teachers.features import Size
 from teachers.seeding import numpy_rng, torch_rng
 
@@ -78,6 +79,13 @@ class Fidelity:
         """N numbers a picture: `cells`, and the squared errors of `fidelity`, `fidelity_raw`, `bilinear` and
         `bilinear_raw` (each of these two by its best Gaussian over all pictures)."""
         errors = {name: torch.cat(batches).numpy() for name, batches in self.errors.items()}
+        bad = [name for name, error in errors.items() if not np.isfinite(error).all()]
+        if bad:
+            raise UserError(
+                f"the errors of {bad[0]} are NaN or infinite",
+                expected="finite features of the teacher, and finite weights of the sharpener",
+                todo="look at the training's curves; for a teacher in fp16 try the option dtype=fp32",
+            )
         for name in ("bilinear", "bilinear_raw"):
             gaussians = [errors.pop(f"{name} {sigma}") for sigma in SIGMAS]
             errors[name] = min(gaussians, key=lambda error: error.sum())

@@ -6,6 +6,7 @@ import glob
 import io
 import itertools
 import sys
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,17 +61,19 @@ def from_shards(shards: str | Sequence[str]) -> Iterator[Encoded]:
     """The pictures in tar shards, in order: paths, globs, brace ranges, and the addresses that webdataset opens."""
     from webdataset import WebDataset
 
-    for shard in _resolve([shards] if isinstance(shards, str) else shards):
+    for shard in resolve([shards] if isinstance(shards, str) else shards):
         try:
             for sample in WebDataset(shard, shardshuffle=False, empty_check=False):
                 ending = next((key for key in sample if f".{key.lower()}" in ENDINGS), None)
                 if ending:
                     yield f"{shard}: {sample['__key__']}", lambda data=sample[ending]: data
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"the shard {shard} cannot be read: {error}", expected="a tar of pictures") from error
+        except (OSError, ValueError, EOFError, tarfile.TarError) as error:
+            reason = error.args[0] if error.args else type(error).__name__  # webdataset adds the file to the arguments
+            raise UserError(f"the shard {shard} cannot be read: {reason}", expected="a tar of pictures") from error
 
 
-def _resolve(patterns: Sequence[str]) -> list[str]:
+def resolve(patterns: Sequence[str]) -> list[str]:
+    """Every shard that the patterns name; `UserError` where one names none."""
     from braceexpand import braceexpand
 
     found = []
