@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
 def _show_all(console: Console) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("name", "pixels", "grid", "summary", "spatial", "params", "weights", "licence"):
-        table.add_column(column, justify="right" if column in ("summary", "spatial", "params") else "left")
+        right = column in ("summary", "spatial", "params")
+        table.add_column(column, justify="right" if right else "left", no_wrap=column != "licence")
     for name, entry in CATALOGUE.items():
         facts = _facts(entry)
         table.add_row(name, *(facts[key] for key in ("pixels", "grid", "summary", "spatial", "params")), *_have(name))

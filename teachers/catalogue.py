@@ -127,6 +127,17 @@ CATALOGUE: dict[str, Entry] = {
         dims=Dims(None, 1280),
         parameters=637_026_048,
     ),
+    "paligemma": Entry(
+        "PaliGemma's image tower, SigLIP SO400M/14 tuned with the language model at 448 px; summary: the mean",
+        family="timm_encoder",
+        options={"model": "vit_so400m_patch14_siglip_gap_448.pali_pt"},
+        weights="hf:timm/vit_so400m_patch14_siglip_gap_448.pali_pt",
+        licence="Gemma (its Terms of Use; timm's copy says Apache-2.0)",
+        size=(448, 448),
+        patch=14,
+        dims=Dims(1152, 1152),
+        parameters=413_327_088,
+    ),
     "timm": Entry(
         "any timm network: model=NAME (and weights=TAG|FILE), layer=STRIDE of a CNN's map",
         family="timm_encoder",
