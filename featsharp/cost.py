@@ -8,6 +8,7 @@ Shapes: f factor, R the teacher's native size, g its grid.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import statistics
 import time
@@ -20,6 +21,7 @@ import torch
 from featsharp.looks import as_picture
 from featsharp.runs import Run
 from featsharp.sharpener import Sharpener
+from teachers.errors import UserError
 from teachers.features import Encoder
 from teachers.seeding import torch_rng
 
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FACTORS = (1, 2, 3, 4)
-WARM_UP, LEAST, MOST, SECONDS = 2, 3, 30, 3.0  # calls before timing; fewest and most timed calls; time for them
-COLOURS = ("#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#e69f00")
+WARM_UP, LEAST, MOST, SECONDS = 2, 3, 200, 2.0  # calls before timing; fewest and most timed calls; time for them
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe and Ito
+DASHES = ("-", "--", ":")  # of the lines that would have the same colour
 
 
 def measure(runs: Sequence[Run], encoder: Encoder, device: torch.device | str) -> dict[str, Any]:
@@ -49,11 +52,15 @@ def measure(runs: Sequence[Run], encoder: Encoder, device: torch.device | str) -
         if encoder.resolution_flexible or factor == 1:
             calls["native"] = lambda image=image: encoder(image)
         for name, config in kinds.items():
-            sharp = Sharpener(encoder, config.model_copy(update={"factor": factor})).to(device)
-            calls[name] = lambda sharp=sharp, image=image: sharp(image)
+            with contextlib.suppress(UserError):  # an upsampler that cannot have this factor
+                sharp = Sharpener(encoder, config.model_copy(update={"factor": factor})).to(device)
+                calls[name] = lambda sharp=sharp, image=image: sharp(image)
         h, w = encoder.grid(encoder.native_size)
         for name, call in calls.items():
-            seconds = median_seconds(call, device)
+            try:
+                seconds = median_seconds(call, device)
+            except torch.OutOfMemoryError:  # the line ends where the memory does
+                continue
             point = {"factor": factor, "height": height, "width": width, "cells": h * w * factor**2}
             point |= {"ms_image": 1e3 * seconds, "us_cell": 1e6 * seconds / point["cells"]}
             series.setdefault(name, []).append(point)
@@ -95,13 +102,17 @@ def draw(measured: dict[str, Any]) -> Image:
     figure = Figure(figsize=(8.4, 3.9), layout="constrained")
     panels = figure.subplots(1, 2)
     fixed = {"native": ("#222222", "o"), "1 + f² passes": ("#7f7f7f", "s")}
-    names = sorted(measured["series"], key=lambda name: (name not in fixed, name != "native"))
+    names = sorted(measured["series"], key=lambda name: (name in fixed, name != "native"))
     for axes, key, label in zip(panels, ("ms_image", "us_cell"), ("ms an image", "µs a cell of the map")):
         for number, name in enumerate(names):
             points = measured["series"][name]
-            colour, marker = fixed.get(name, (COLOURS[number % len(COLOURS)], "^"))
+            turn, place = divmod(number, len(COLOURS))
+            colour, marker = fixed.get(name, (COLOURS[place], "^"))
+            dash = "-" if name in fixed else DASHES[turn % len(DASHES)]
             sides = [max(point["height"], point["width"]) for point in points]
-            axes.plot(sides, [point[key] for point in points], color=colour, marker=marker, markersize=4, label=name)
+            axes.plot(
+                sides, [point[key] for point in points], dash, color=colour, marker=marker, markersize=4, label=name
+            )
         every = [point for points in measured["series"].values() for point in points]
         ticks = {max(point["height"], point["width"]): point["factor"] for point in every}
         axes.set_xticks(list(ticks), [f"{side}\n({factor}x)" for side, factor in ticks.items()])

@@ -120,8 +120,10 @@ def measure(
 
     All errors are in units of the first run's PHI-S statistics, which are nearly but not always the others'.
     """
+    from rich.console import Console
     from rich.progress import track
 
+    console = Console(stderr=True)
     views, common = shared_views(runs)
     rows, yardsticks, alpha, count = [], {}, None, 0
     for run in runs:
@@ -129,7 +131,8 @@ def measure(
         size = objective.image_size
         batches = reading.batches(pictures(), size, samples)
         total = -(-samples // reading.BATCH)
-        sums = objective.judge(track(batches, run.label, total, transient=True, console=_console())).sums()
+        watched = track(batches, run.label, total, transient=True, console=console, disable=not console.is_terminal)
+        sums = objective.judge(watched).sums()
         own = objective.model.adapter.phi_s.alpha.item()
         alpha, count = alpha or own, len(sums["cells"])
         sums = {name: value if name == "cells" else value * (alpha / own) ** 2 for name, value in sums.items()}
@@ -160,9 +163,3 @@ def shared_views(runs: Sequence[Run]) -> tuple[ViewsConfig, bool]:
 
 def _numbers(estimate: Estimate) -> dict[str, float | None]:
     return {key: value if value == value else None for key, value in estimate._asdict().items()}  # NaN is no JSON
-
-
-def _console():
-    from rich.console import Console
-
-    return Console(stderr=True)

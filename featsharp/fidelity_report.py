@@ -47,8 +47,8 @@ def show(measured: Sequence[Measured]) -> None:
     for teacher in measured:
         table = Table(title=_heading(teacher), title_justify="left", box=None, pad_edge=False)
         for column in COLUMNS:
-            name = column in COLUMNS[:2]
-            table.add_column(column, justify="left" if name else "right", no_wrap=name, overflow="fold")
+            side = "left" if column in COLUMNS[:2] else "right"
+            table.add_column(column.replace(" ", "\n"), justify=side, no_wrap=column != "run", overflow="fold")
         for row in lines(teacher, _short):
             table.add_row(*row)
         console.print(table)
@@ -144,7 +144,7 @@ def _bars_of(axes, teacher: Measured) -> None:
     axes.margins(x=0.1)
     axes.set_xlim(left=0)
     axes.set_title(_heading(teacher), fontsize=9, loc="left")
-    axes.set_xlabel("fidelity (higher is better; line: 95 % over pictures)", fontsize=8)
+    axes.set_xlabel("fidelity, higher is better (black: 95 % over pictures; dotted: the best bilinear)", fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

@@ -56,12 +56,14 @@ def _columns(
     most = images.shape[-2] // height
     if encoder.resolution_flexible and most > 1:
         yield f"{encoder.name}, {most * height}×{most * width} px", encoder(images).spatial.cpu()
-    for factor in sorted({run.config.factor for run in runs}):
-        yield f"bilinear {factor}x", enlarge(low, factor)
+    plain = {f"bilinear {factor}x": factor for factor in sorted({run.config.factor for run in runs}) if factor > 1}
+    for title, factor in plain.items():
+        yield title, enlarge(low, factor)
+    titles = [*plain, *map(kind, runs)]
     for run in runs:
         sharp = sharpener.load(run.export, encoder).to(device)
-        title, others = kind(run), [kind(other) for other in runs]
-        yield title if others.count(title) == 1 else run.label, sharp(shrink(images, sharp.native_size)).spatial.cpu()
+        title = kind(run) if titles.count(kind(run)) == 1 else run.label
+        yield title, sharp(shrink(images, sharp.native_size)).spatial.cpu()
 
 
 def kind(run: Run) -> str:
@@ -83,15 +85,19 @@ def bias_picture(runs: Sequence[Run], encoder: Encoder) -> Image | None:
     tables = {label: table for label, table in tables.items() if table is not None}
     if not tables:
         return None
-    figure = Figure(figsize=(6.4, 0.3 + 2.9 * len(tables)), layout="constrained")
+    norms = {label: table.square().mean(0).sqrt() for label, table in tables.items()}
+    most = max(norm.max().item() for norm in norms.values())
+    _, height, width = next(iter(tables.values())).shape
+    high = min(4.0, 0.4 + 2.6 * height / width)  # inches a run
+    figure = Figure(figsize=(6.4, 0.3 + high * len(tables)), layout="constrained")
     figure.suptitle(f"Position bias learned for {encoder.name}", fontsize=10)
     for (label, table), (left, right) in zip(tables.items(), figure.subplots(len(tables), 2, squeeze=False)):
         left.imshow(PcaBasis.fit([table]).to_rgb(table))
         left.set_title(f"{label}: PCA", fontsize=9)
-        norm = right.imshow(table.square().mean(0).sqrt(), cmap="viridis", vmin=0)
+        norm = right.imshow(norms[label], cmap="viridis", vmin=0, vmax=max(most, 1e-6))
         right.set_title("norm", fontsize=9)
         bar = figure.colorbar(norm, ax=right, fraction=0.05)
-        bar.set_label("RMS over channels, in σ of the features", fontsize=8)
+        bar.set_label("RMS, in σ of the features", fontsize=8)
         bar.ax.tick_params(labelsize=8)
         for axes in (left, right):
             axes.set_xticks([]), axes.set_yticks([])

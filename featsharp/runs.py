@@ -59,7 +59,10 @@ def open_run(path: str | Path) -> Run:
             expected="a finished training",
             todo=f"deepspeed radio_distill/train.py {path / 'recipe.yaml'}   (goes on where it stopped)",
         )
-    export = sharpener.find(path)
+    try:
+        export = sharpener.find(path)
+    except UserError as error:
+        raise UserError(error.what, expected="run folders of `task: sharpen`", todo=error.todo) from None
     if not (export / adapters.DOWNSAMPLER).is_file():
         raise UserError(
             f"{export} holds no {adapters.DOWNSAMPLER}, so its sharpener can be used but not judged",

@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from featsharp import cost, reading
+from featsharp import cost, looks, reading
 from featsharp.adapter import DOWNSAMPLER, save
 from featsharp.config import SharpenerConfig, ViewsConfig
 from featsharp.fidelity import estimates, fixed_views, ratio, resamples
@@ -209,6 +209,31 @@ def test_the_cost_figure_measures_native_passes_and_each_upsampler(runs, monkeyp
         assert [(point["height"], point["width"], point["cells"]) for point in points] == [(32, 48, 24), (64, 96, 96)]
         assert all(point["ms_image"] * 1e3 == pytest.approx(point["us_cell"] * point["cells"]) for point in points)
     assert cost.draw(found).width > 500
+
+
+def test_the_cost_figure_leaves_out_factors_that_an_upsampler_cannot_have(tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "FACTORS", (1, 2))
+    monkeypatch.setattr(cost, "SECONDS", 0.0)
+    write_run(tmp_path / "same", steps=0, upsampler="identity", factor=1)
+    found = cost.measure(open_runs([tmp_path / "same"]), build("random", **teacher_options(0)), "cpu")["series"]
+    assert [point["factor"] for point in found["identity"]] == [1] and len(found["native"]) == 2
+
+
+def test_the_panel_names_each_map_and_shows_native_detail_where_the_teacher_can(runs):
+    teacher, pictures = build("random", **teacher_options(0)), Pictures((96, 144), 2, 7).float((96, 144))
+    opened = open_runs([runs / "sharp", runs / "plain"])
+    columns = dict(looks._columns(opened, teacher, pictures, "cpu"))
+    assert [(title, tuple(maps.shape[-2:])) for title, maps in columns.items()] == [
+        ("random, 32×48 px", (4, 6)),
+        ("random, 96×144 px", (12, 18)),
+        ("bilinear 2x", (8, 12)),
+        ("bilinear 3x", (12, 18)),
+        ("featsharp 2x", (8, 12)),
+        ("plain", (12, 18)),  # trained, but of a kind that stands there already
+    ]
+    teacher.resolution_flexible = False
+    assert "random, 96×144 px" not in dict(looks._columns(opened, teacher, pictures, "cpu"))
+    assert looks.bias_picture(opened[1:], teacher) is None
 
 
 def test_what_is_no_finished_sharpener_is_explained(runs, tmp_path, capsys):
