@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from featsharp.config import FusionConfig, JbuConfig, SharpenerConfig
-from featsharp.fusion import Fusion, alibi_slopes, score_bias, window_attention
+from featsharp.fusion import CHUNK, Fusion, alibi_slopes, score_bias, window_attention
 from featsharp.jbu import JbuStack
 from featsharp.upsamplers.featsharp import FeatSharp
 from teachers.errors import UserError
@@ -37,6 +37,22 @@ def test_window_attention_equals_the_dense_definition(h, w, window):
     upstream = torch.randn(its.shape, generator=rng, dtype=torch.float64)
     for a, b in zip(*(torch.autograd.grad(out, [q, k, v], upstream) for out in (mine, its))):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.bfloat16, 0.02)])
+def test_strips_computed_again_in_the_backward_change_nothing(dtype, tolerance, monkeypatch):
+    rng = torch_rng("strips")
+    q, k, v, upstream = (torch.randn(2, 19, 11, 2, 8, generator=rng, dtype=torch.float64) for _ in range(4))
+    slopes = alibi_slopes(2).double()
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    truth = dense_attention(*leaves, slopes, 3)
+    truth = truth.detach(), *torch.autograd.grad(truth, leaves, upstream)
+    monkeypatch.setitem(CHUNK, "cpu", 1)
+    leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+    out = window_attention(*leaves, score_bias(slopes, 3).double(), 3)
+    assert type(out.grad_fn).__name__ == "_StripsBackward"
+    for mine, its in zip((out.detach(), *torch.autograd.grad(out, leaves, upstream.to(dtype))), truth):
+        assert mine.dtype == dtype and (mine.double() - its).norm() < tolerance * its.norm()
 
 
 def test_alibi_heads_look_along_rows_and_columns_in_turn():
