@@ -1,0 +1,86 @@
+"""The benchmarks' formulations are one function, their lines keep the contract, and JBU's memory keeps its bound."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from teachers.seeding import torch_rng
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+CONTRACT = {"variant", "channels", "height", "width", "ms", "peak_bytes", "flops", "bytes", "device"}
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Loads a benchmark's names as a script would, with its neighbours importable and torch's threads kept."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    threads = torch.get_num_threads()
+    yield lambda name: runpy.run_path(str(FOLDER / name))
+    torch.set_num_threads(threads)
+    sys.modules.pop("measure", None)
+
+
+@pytest.mark.parametrize("name, size", [("jbu.py", "16x12x20"), ("window_attention.py", "32x10x12")])
+def test_every_line_keeps_the_contract(benchmark, name, size, monkeypatch, capsys):
+    module = benchmark(name)
+    monkeypatch.setitem(module["main"].__globals__, "ceiling", lambda device, dtype: (1e11, 1e10))  # takes a second
+    monkeypatch.setattr(sys, "argv", [name, "--json", "--sizes", size, "--repeats", "1", "--device", "cpu"])
+    module["main"]()
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {"default", "unfold"} <= {row["variant"] for row in rows}
+    for row in rows:
+        assert row.keys() >= CONTRACT and row["ms"] > 0 and row["flops"] > 0 and row["bytes"] > 0
+        assert f"{row['channels']}x{row['height']}x{row['width']}" == size
+        least = 4 * row["channels"] * row["height"] * row["width"] * 2  # the output and its gradient
+        assert row["peak_bytes"] >= least
+
+
+@pytest.mark.parametrize("name, size", [("jbu.py", (6, 8, 12)), ("window_attention.py", (32, 9, 11))])
+def test_all_variants_compute_the_same(benchmark, name, size):
+    forms = {form.name: form for form in benchmark(name)["variants"](*size, torch.device("cpu"), torch.float32)}
+    rng = torch_rng("variants")
+    for name, form in forms.items():
+        reference = forms["level_unfold" if name.startswith("level") else "unfold"]
+        mine, its = form.run(*form.inputs), reference.run(*reference.inputs)
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5)
+        if name == "seven_taps":
+            continue
+        upstream = torch.randn(its.shape, generator=rng)
+        both = [torch.autograd.grad(out, form.inputs, upstream) for out in (mine, its)]
+        for a, b in zip(*both):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_switch_silences_42_taps_and_only_within(benchmark):
+    from featsharp.config import JbuConfig
+    from featsharp.jbu import JbuLevel
+
+    module = benchmark("jbu.py")
+    source, kernel = torch.rand(1, 2, 4, 5), torch.rand(1, 49, 8, 10).requires_grad_()
+    module["seven_taps"](source, kernel, 2).sum().backward()
+    assert kernel.grad.abs().amax((0, 2, 3)).nonzero().flatten().tolist() == [0, 1, 4, 9, 16, 25, 36]
+    level, guidance = JbuLevel(2, JbuConfig()), torch.rand(1, 3, 8, 10)
+
+    def gradient():
+        return torch.autograd.grad(level(source, guidance).square().sum(), level.project[0].weight)[0]
+
+    right = gradient()
+    with module["public_filter_gradient"]():
+        assert not torch.allclose(gradient(), right)
+    torch.testing.assert_close(gradient(), right)
+
+
+def test_peak_memory_of_a_level_is_at_most_five_times_its_output(benchmark):
+    module = benchmark("jbu.py")
+    size, cpu = (768, 128, 128), torch.device("cpu")
+    level = next(form for form in module["variants"](*size, cpu, torch.float32) if form.name == "level")
+    upstream = torch.ones(1, *size)
+    from measure import both_ways, peak_bytes
+
+    resident = sum(x.untyped_storage().nbytes() for x in (*level.inputs, upstream))
+    peak = peak_bytes(lambda: both_ways(level, upstream), resident, cpu) / upstream.untyped_storage().nbytes()
+    assert 2 < peak <= 5
