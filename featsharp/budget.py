@@ -89,8 +89,10 @@ def by_channels(
     if budget is None or torch.is_grad_enabled() or source.is_meta:
         return upsample(source, kernel)
     shape = kernel.to("meta")
-    one, two = (peak_bytes(upsample, source.new_empty(b, n, h, w, device="meta"), shape) for n in (BLOCK, 2 * BLOCK))
-    channels = fitting(budget, one, two, BLOCK, c)
+    channels = c
+    # Halved until it fits: `upsample` works in pieces of its own, so its bytes do not grow evenly with the channels.
+    while channels > BLOCK and peak_bytes(upsample, source.new_empty(b, channels, h, w, device="meta"), shape) > budget:
+        channels = max(BLOCK, -(-channels // (2 * BLOCK)) * BLOCK)
     if channels == c:
         return upsample(source, kernel)
     out = source.new_empty(b, c, *kernel.shape[-2:])

@@ -1,11 +1,14 @@
 """Tiles at several levels, and a memory budget: pieces are as small as it asks for, and change no answer."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from featsharp import fusion
-from featsharp.budget import fitting, images_at_once, limit, on_meta, peak_bytes
+from featsharp.adaptive import adaptive_upsample
+from featsharp.budget import by_channels, fitting, images_at_once, limit, on_meta, peak_bytes
 from featsharp.config import FusionConfig, JbuConfig, SharpenerConfig
 from featsharp.fusion import Fusion
 from featsharp.jbu import JbuLevel
@@ -86,6 +89,20 @@ def test_jbu_in_blocks_of_channels_answers_the_same(factor):
     whole = level(source, guidance)
     limit(level, 1)
     torch.testing.assert_close(level(source, guidance), whole, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_jbu_keeps_within_its_budget():
+    """Beside the result, whose blocks are gathered in one map."""
+    rng = torch_rng("jbu")
+    source, kernel = torch.randn(1, 256, 16, 16, generator=rng), torch.rand(1, 49, 32, 32, generator=rng)
+    upsample = partial(adaptive_upsample, factor=2)
+    upsample(source, kernel)  # once makes constants that are kept
+    whole, result = peak_bytes(upsample, source, kernel), 4 * source.nbytes
+    for share in (0.3, 0.6, 0.9):
+        taken = peak_bytes(partial(by_channels, upsample, budget=int(share * whole)), source, kernel)
+        assert taken - result <= share * whole
+    assert peak_bytes(partial(by_channels, upsample, budget=whole), source, kernel) == whole
 
 
 @torch.no_grad()
