@@ -94,8 +94,8 @@ class TeacherConfig(Section):
     encoder: str = Field(description="a name of the catalogue: python -m teachers")
     weights: str | None = Field(None, description="file, folder, published tag, or random; none = the catalogue's")
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the encoder (image_size, layer, ...)")
-    sharpen: str = Field("none", description="none, bilinear, tile, or the run folder of a trained sharpener")
-    factor: Positive = Field(2, description="how much finer bilinear and tile make the grid")
+    sharpen: str = Field("none", description="none, bilinear, tile, s2, or the run folder of a trained sharpener")
+    factor: Positive = Field(2, description="how much finer the untrained ones make the grid")
     summary_weight: Annotated[float, Field(ge=0)] = 1.0
     feature_weight: Annotated[float, Field(ge=0)] = 1.0
 

@@ -6,6 +6,7 @@ import argparse
 import errno
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -86,7 +87,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         def __call__(self, parser, *_):
             rows = [f"  {key:<38} {documents.type_name(kind):<30} {default:<12} {text}".rstrip()
                     for key, kind, default, text in documents.keys(Recipe)]  # fmt: skip
-            print(parser.format_help() + "\n".join(rows))
+            wrapped = [textwrap.fill(row, 150, subsequent_indent=" " * 41) for row in rows]
+            print(parser.format_help() + "\n".join(wrapped))
             parser.exit()
 
     parser = argparse.ArgumentParser(

@@ -132,5 +132,7 @@ def test_a_sharpeners_training_resumes_too(trial, tmp_path, monkeypatch):
         assert trial.train(*recipe) == 0
     assert trial.checkpoints() == [2] and trial.train(*recipe) == 0
     assert story(trial.run) == story(tmp_path / "whole")
-    [adapter] = (trial.run / "export").glob("*.safetensors")
-    assert adapter.read_bytes() == (tmp_path / "whole" / "export" / adapter.name).read_bytes()
+    parts = sorted((trial.run / "export").glob("*.safetensors"))
+    assert [part.name for part in parts] == ["adapter.safetensors", "downsampler.safetensors"]
+    for part in parts:
+        assert part.read_bytes() == (tmp_path / "whole" / "export" / part.name).read_bytes()
