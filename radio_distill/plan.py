@@ -156,11 +156,14 @@ def _sharpening_costs(teacher: Teacher, recipe: Recipe, stream: str) -> list[Cos
     base, config = teacher.base, recipe.sharpener
     size, f = base.native_size, config.factor
     h, w = base.grid(size)
-    passes = 1 + config.views.jitters + (f**2 if f > 1 else 0)
     with torch.device("meta"):
         adapter = Adapter(config, base).requires_grad_(False)
-        low, tiles = torch.empty(1, base.dims.spatial, h, w), torch.empty(1, base.dims.spatial, f * h, f * w)
+        levels = adapter.upsampler.tile_levels
+        low = torch.empty(1, base.dims.spatial, h, w)
+        maps = tuple(torch.empty(1, base.dims.spatial, n * h, n * w) for n in levels)
         image = torch.empty(1, 3, f * size[0], f * size[1])
+    tiles = maps if len(maps) > 1 else (maps or (None,))[0]
+    passes = 1 + config.views.jitters + sum(n**2 for n in levels if n > 1)
     both = 3 * count_flops(lambda: adapter(low, tiles, image))
     what = f"forward, backward; {count(adapter) / 1e6:.1f} M parameters"
     trained = Cost("sharpener", stream, (f * size[0], f * size[1]), (f * h, f * w), both, what)

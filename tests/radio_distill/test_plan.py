@@ -13,6 +13,7 @@ from radio_distill.student import student_spec
 from radio_distill.targets import load_teacher
 from teachers.features import Dims
 from teachers.radio import RadioModel
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -74,3 +75,18 @@ def test_a_start_without_weights_says_what_is_missing_and_how_to_get_it(capsys, 
     for key in ("teachers.dfn_clip.weights", "teachers.siglip.weights", "teachers.dfn_clip.sharpen", "heldout.shards"):
         assert key in said
     assert "hf download" in said and "recipes/featsharp" in said and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ("{upsampler: jafar, factor: 2}", 1 + 1),
+        ("{factor: 2}", 1 + 1 + 4),
+        ("{factor: 4, progressive: true}", 1 + 1 + 4 + 16),
+    ],
+)
+def test_a_sharpeners_plan_counts_the_passes_its_upsampler_asks_for(options, passes):
+    settings = options.replace("}", ", views: {jitters: 1}}")
+    recipe = load_recipe(ROOT / "recipes/featsharp/tabletop_clip.yaml", [f"sharpener={settings}"])
+    teacher = next(cost for cost in plan.make_plan(recipe).costs if cost.name != "sharpener")
+    assert teacher.passes == f"{passes} passes"
