@@ -25,6 +25,7 @@ class ConvStem(PatchEmbed):
 
     def __init__(self, *args, strides: Sequence[int], embed_dim: int, **kwargs):
         super().__init__(*args, embed_dim=embed_dim, **kwargs)
+        # 3×3 throughout, as the shipped weights were trained: at stride 3 the last row of pixels goes unseen
         self.proj = conv_stem(strides, embed_dim, nn.BatchNorm2d, kernels=[3] * len(strides))
 
 
