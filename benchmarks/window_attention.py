@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from measure import Variant, ceiling, measure, report
 from torch import Tensor
 
-from featsharp.fusion import TILE, alibi_slopes, score_bias, window_attention
+from featsharp.tile_attention import ROWS, TILE
+from featsharp.window_attention import alibi_slopes, score_bias, window_attention
 from teachers.seeding import torch_rng
 
 HEADS, RADIUS = 16, 3
@@ -91,8 +92,9 @@ def variants(channels: int, height: int, width: int, device: torch.device, dtype
     # Scores and their weighted sum: two products forward, five backward (fused kernels compute the scores again).
     per_pair = 7 * 2 * 2 * channels
     plain = per_pair * TAPS * height * width
-    tiles = -(-height // TILE) * -(-width // TILE)
-    tiled = per_pair * tiles * TILE**2 * (TILE + 2 * RADIUS) ** 2
+    high = ROWS if device.type == "cpu" else TILE
+    tiles = -(-height // high) * -(-width // TILE)
+    tiled = per_pair * tiles * high * TILE * (high + 2 * RADIUS) * (TILE + 2 * RADIUS)
     forms = [
         Variant("default", partial(window_attention, bias=bias, radius=RADIUS), inputs, tiled),
         Variant("unfold", unfold_attention, inputs, plain, once=True),
@@ -118,7 +120,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one object a line")
     parser.add_argument("--sizes", type=size, nargs="+", default=[(384, 64, 64)], metavar="CxHxW")
     parser.add_argument("--only", nargs="+", help="these variants alone")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")

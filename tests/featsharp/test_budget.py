@@ -109,14 +109,14 @@ def test_jbu_keeps_within_its_budget():
 def test_the_block_keeps_within_its_budget_and_uses_it():
     """Memory as it is really taken on the CPU, but for the result, whose bands are gathered in one map."""
     made = block()
-    maps = [torch.randn(1, 16, 80, 24) for _ in range(2)]
+    maps = [torch.randn(1, 16, 240, 24) for _ in range(2)]  # large beside what a tile takes
     everything, result = peak_bytes(made, *maps), maps[0].nbytes
     taken = []
     for share in (0.6, 0.9, 1.5, 2.0, 4.0):
         limit(made, int(share * everything))
         taken.append(peak_bytes(made, *maps))
         assert taken[-1] - result < min(share, 1.01) * everything
-    assert taken == sorted(taken) and 2 * taken[0] < taken[-1] == everything
+    assert taken == sorted(taken) and 0.5 * everything < taken[0] < taken[-1] == everything
 
 
 @torch.no_grad()
