@@ -96,7 +96,7 @@ def recipe_of(options: argparse.Namespace, name: str, seed: int) -> Recipe:
     return load_recipe(options.recipe, overrides)
 
 
-def compete(contenders: Sequence[Contender], seconds: float | None) -> None:
+def compete(contenders: Sequence[Contender], seconds: float | None, clock: Callable[[], float]) -> None:
     """Train all of one seed to their ends; each is saved when it gets there."""
     recipe = contenders[0].recipe
     leader = next((c for c in contenders if c.needs_tiles), contenders[0]).objective
@@ -116,24 +116,24 @@ def compete(contenders: Sequence[Contender], seconds: float | None) -> None:
     with ShardStream(config, name, recipe.seed, sizes) as stream:
         running, step = list(contenders), 0
         while running:
-            begun = time.perf_counter()
+            begun = clock()
             images = next(stream).float(leader.image_size)
-            read = time.perf_counter() - begun
+            read = clock() - begun
             place = ("step", recipe.seed, step, name, 0)
             if len(alone) < ALONE or step % 50 == 0:
-                began = time.perf_counter()
+                began = clock()
                 plain.see(images, torch_rng(*place), drop=True)
-                alone.append(time.perf_counter() - began)
-            began = time.perf_counter()
+                alone.append(clock() - began)
+            began = clock()
             sight = leader.see(images, torch_rng(*place), drop=True)
-            seen = time.perf_counter() - began
+            seen = clock() - began
             for contender in list(running):
                 torch.manual_seed(seed_of(*place))
-                began = time.perf_counter()
+                began = clock()
                 progress = contender.seconds / seconds if seconds else contender.steps / recipe.steps
                 contender.learn(sight, progress)
                 contender.seconds += read + (seen if contender.needs_tiles else median(alone))
-                contender.seconds += time.perf_counter() - began
+                contender.seconds += clock() - began
                 if contender.seconds >= seconds if seconds else contender.steps >= recipe.steps:
                     contender.save()
                     running.remove(contender)
@@ -156,11 +156,14 @@ def main() -> int:
     options = parser.parse_intermixed_args()
     torch.set_num_threads(options.threads)
     world = World(0, 0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    # On one thread of a CPU its own time, in which other programs have no part.
+    alone = world.device.type == "cpu" and options.threads == 1
+    clock = time.process_time if alone else time.perf_counter
     for seed in options.seeds:
         recipes = {name: recipe_of(options, name, seed) for name in options.only}
         missing = {name: r for name, r in recipes.items() if not (r.folder / "export" / "config.json").is_file()}
         if missing:
-            compete([Contender(name, recipe, world) for name, recipe in missing.items()], options.seconds)
+            compete([Contender(name, recipe, world) for name, recipe in missing.items()], options.seconds, clock)
     if options.no_report:
         return 0
     runs = sorted(path.parents[1] for path in options.out.glob("*/export/config.json"))

@@ -11,7 +11,7 @@ Shapes: N pictures, B images, J views, C the teacher's width, h w its grid, f fa
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -111,21 +111,42 @@ def _blurred(x: Tensor, sigma: float, factor: int) -> Tensor:
 
 
 class Estimate(NamedTuple):
-    """A figure and its 95 % interval over pictures."""
+    """A figure and its 95 % interval; NaN where there is none."""
 
     value: float
     low: float
     high: float
 
 
-def ratio(part: np.ndarray, whole: np.ndarray, draws: np.ndarray | None = None) -> Estimate:
-    """Σ part / Σ whole of N pictures, and the same of each of the resamples `draws` R×N (see `resamples`)."""
-    value = part.sum() / max(whole.sum(), 1e-12)
+class Drawn(NamedTuple):
+    """A figure, and what it is in each of the bootstrap's resamples (None: too few pictures to draw from)."""
+
+    value: float
+    again: np.ndarray | None
+
+    def over(self, other: Drawn) -> Drawn:
+        """The quotient of two figures of the same pictures: what both owe to the pictures drawn cancels."""
+        again = None if self.again is None or other.again is None else self.again / other.again
+        return Drawn(self.value / other.value, again)
+
+    def estimate(self) -> Estimate:
+        if self.again is None:
+            return Estimate(self.value, float("nan"), float("nan"))
+        low, high = np.quantile(self.again, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Estimate(self.value, float(low), float(high))
+
+
+def ratio(part: np.ndarray, whole: np.ndarray, draws: np.ndarray | None = None) -> Drawn:
+    """Σ part / Σ whole over N pictures; of S×N, the mean over S trainings, which are drawn like the pictures.
+
+    `draws` R×N: see `resamples`.
+    """
+    part, whole = np.atleast_2d(part), np.atleast_2d(whole)
+    value = float((part.sum(1) / np.maximum(whole.sum(1), 1e-12)).mean())
     if draws is None:
-        return Estimate(float(value), float("nan"), float("nan"))
-    drawn = (draws @ part) / np.maximum(draws @ whole, 1e-12)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(value), float(low), float(high))
+        return Drawn(value, None)
+    by_training = (draws @ part.T) / np.maximum(draws @ whole.T, 1e-12)  # R×S
+    return Drawn(value, (by_training * _weights("trainings", len(part), len(draws))).mean(1))
 
 
 def resamples(pictures: int) -> np.ndarray | None:
@@ -133,18 +154,21 @@ def resamples(pictures: int) -> np.ndarray | None:
 
     None for fewer than two pictures, of which no interval can be had.
     """
-    if pictures < 2:
-        return None
-    rng = numpy_rng("fidelity resamples", pictures)
-    return rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=RESAMPLES)
+    return None if pictures < 2 else _weights("resamples", pictures, RESAMPLES)
 
 
-def estimates(sums: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
-    """What `Fidelity.sums` gathered → the figures with intervals, and `gain`: fidelity as a multiple of bilinear's,
-    both judged by the same targets, pictures and views."""
-    draws = resamples(len(sums["cells"]))
+def _weights(what: str, n: int, times: int) -> np.ndarray:
+    """How often each of n is drawn when n are drawn, `times`×n."""
+    return numpy_rng(f"fidelity {what}", n).multinomial(n, np.full(n, 1 / n), size=times)
+
+
+def figures(trainings: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Drawn]:
+    """What `Fidelity.sums` gathered of trainings that differ by their seed → the figures, and `gain`: fidelity as a
+    multiple of bilinear's, both judged by the same targets, pictures and views."""
+    sums = {name: np.stack([training[name] for training in trainings]) for name in trainings[0]}
+    draws = resamples(sums["cells"].shape[1])
     found = {name: ratio(sums["cells"], error, draws) for name, error in sums.items() if name != "cells"}
-    return {**found, "gain": ratio(sums["bilinear"], sums["fidelity"], draws)}
+    return {**found, "gain": found["fidelity"].over(found["bilinear"])}
 
 
 if __name__ == "__main__":

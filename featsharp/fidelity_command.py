@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from featsharp import fidelity_report, looks, reading
 from featsharp.config import ViewsConfig
-from featsharp.fidelity import Estimate, estimates
-from featsharp.runs import Run, open_runs, restore, teacher_of
+from featsharp.fidelity import Drawn, figures
+from featsharp.runs import Run, open_runs, restore, teacher_of, trainings
 from teachers.errors import UserError
 from teachers.features import Encoder, Size
 
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m featsharp.fidelity",
         description="How well sharpened maps predict what the teacher says of other views of held-out pictures, with "
-        "95 % bootstrap intervals over the pictures. Runs of one teacher are ranked together.",
+        "95 % bootstrap intervals over the pictures, and over seeds: runs of one recipe called x-seed0, x-seed1 make "
+        "one row. Runs of one teacher are ranked together.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder of a trained sharpener")
     source = parser.add_mutually_exclusive_group()
@@ -65,8 +67,9 @@ def _run(arguments: argparse.Namespace) -> int:
         suffix = "" if len(groups) == 1 else f"_{number}_{encoder.name}"
         teacher = measure(runs, encoder, pictures, samples, arguments.device)
         measured.append({**teacher, "source": names, "pictures_of_it": []})
-        drawn = {f"panel{suffix}.png": looks.maps_panel(runs, encoder, _shown(pictures), arguments.device)}
-        drawn[f"bias{suffix}.png"] = looks.bias_picture(runs, encoder)
+        firsts = [same[0] for same in trainings(runs).values()]  # one seed of each is enough to look at
+        drawn = {f"panel{suffix}.png": looks.maps_panel(firsts, encoder, _shown(pictures), arguments.device)}
+        drawn[f"bias{suffix}.png"] = looks.bias_picture(firsts, encoder)
         if arguments.cost:
             from featsharp import cost
 
@@ -116,7 +119,9 @@ def _shown(pictures: Source) -> Callable[[Size], torch.Tensor]:
 def measure(
     runs: Sequence[Run], encoder: Encoder, pictures: Source, samples: int, device: torch.device | str
 ) -> dict[str, Any]:
-    """Fidelity of every run of one teacher, the best first, and of bilinear; plain numbers, for JSON.
+    """Fidelity of everything trained for one teacher, the best first, and of bilinear; plain numbers, for JSON.
+
+    Runs that differ by their seed make one row, whose interval is over pictures and seeds.
 
     All errors are in units of the first run's PHI-S statistics, which are nearly but not always the others'.
     """
@@ -125,29 +130,39 @@ def measure(
 
     console = Console(stderr=True)
     views, common = shared_views(runs)
-    rows, yardsticks, alpha, count = [], {}, None, 0
-    for run in runs:
+    rows, yardsticks, alpha = [], {}, None
+
+    def judge(run: Run) -> dict[str, np.ndarray]:
+        nonlocal alpha
         objective = restore(run, encoder, views, device)
-        size = objective.image_size
-        batches = reading.batches(pictures(), size, samples)
+        batches = reading.batches(pictures(), objective.image_size, samples)
         total = -(-samples // reading.BATCH)
         watched = track(batches, run.label, total, transient=True, console=console, disable=not console.is_terminal)
         sums = objective.judge(watched).sums()
         own = objective.model.adapter.phi_s.alpha.item()
-        alpha, count = alpha or own, len(sums["cells"])
-        sums = {name: value if name == "cells" else value * (alpha / own) ** 2 for name, value in sums.items()}
-        found = {name: _numbers(estimate) for name, estimate in estimates(sums).items()}
-        factor = run.config.factor
-        yardsticks.setdefault(factor, {"factor": factor, "fidelity_raw": found["bilinear_raw"]})
-        del found["bilinear_raw"]
-        about = {"run": run.label, "path": str(run.path), "upsampler": run.config.upsampler, "factor": factor}
-        rows.append({**about, **found})
+        alpha = alpha or own
+        return {name: value if name == "cells" else value * (alpha / own) ** 2 for name, value in sums.items()}
+
+    for label, same in trainings(runs).items():
+        sums = [judge(run) for run in same]
+        found, config = figures(sums), same[0].config
+        yardstick = found.pop("bilinear_raw")
+        yardsticks.setdefault(config.factor, {"factor": config.factor, "fidelity_raw": _numbers(yardstick)})
+        each = [float(one["cells"].sum() / one["fidelity"].sum()) for one in sums]
+        about = {"run": label, "paths": [str(run.path) for run in same], "by_seed": each}
+        rows.append({**about, "upsampler": config.upsampler, "factor": config.factor, "figures": found})
+    rows.sort(key=lambda row: -row["figures"]["fidelity"].value)
+    best = rows[0]["figures"]["fidelity"]
+    for row in rows:
+        found = row.pop("figures")
+        found["share"] = found["fidelity"].over(best)
+        row.update({name: _numbers(drawn) for name, drawn in found.items()})
     facts = {key: runs[0].teacher[key] for key in ("identity", "width", "native_size", "licence")}
     return {
         "teacher": {"name": encoder.name, **facts},
-        "pictures": count,
+        "pictures": len(sums[0]["cells"]),
         "views": {"shared_by_all_recipes": common, **views.model_dump()},
-        "rows": sorted(rows, key=lambda row: -row["fidelity"]["value"]),
+        "rows": rows,
         "bilinear": [yardsticks[factor] for factor in sorted(yardsticks)],
     }
 
@@ -161,5 +176,5 @@ def shared_views(runs: Sequence[Run]) -> tuple[ViewsConfig, bool]:
     return ViewsConfig(), False
 
 
-def _numbers(estimate: Estimate) -> dict[str, float | None]:
-    return {key: value if value == value else None for key, value in estimate._asdict().items()}  # NaN is no JSON
+def _numbers(drawn: Drawn) -> dict[str, float | None]:
+    return {key: value if value == value else None for key, value in drawn.estimate()._asdict().items()}  # NaN: no JSON

@@ -13,14 +13,16 @@ if TYPE_CHECKING:
 
 Measured = Mapping[str, Any]  # of one teacher: see `fidelity_command.measure`
 
-COLUMNS = ("run", "upsampler", "fidelity", "raw targets", "bilinear alike", "× bilinear")
+COLUMNS = ("run", "upsampler", "seeds", "fidelity", "raw targets", "× bilinear", "× the best")
 NOTE = """\
 Fidelity: variance of the teacher's features over the squared error with which the sharpened map, brought back to the
-teacher's resolution, predicts the teacher's maps of other views. Higher is better, 1 is the best constant. In brackets:
-95 % bootstrap interval over pictures. `fidelity` is against targets without the position noise that the run has
-learned, `raw targets` against the teacher's maps as they are. `bilinear alike` enlarges the same maps, without that
-noise, and meets the same targets as `fidelity`; `× bilinear` is their ratio, picture by picture. The row `bilinear`
-learns nothing: no bias, and the best of six Gaussians as its downsampler."""
+teacher's resolution, predicts the teacher's maps of other views. Higher is better, 1 is the best constant. In
+brackets: 95 % bootstrap interval over pictures, and over seeds where there are several (`seeds`: how many, lowest and
+highest; of one seed the interval says nothing of how another training would end). `fidelity` is against targets
+without the position noise that the run has learned, `raw targets` against the teacher's maps as they are. `×
+bilinear` compares with the same maps without that noise, enlarged, against the same targets, picture by picture; `×
+the best` with the first row, also picture by picture: a row whose interval leaves out 1 is really behind. The row
+`bilinear` learns nothing: no bias, and the best of six Gaussians as its downsampler."""
 BLUE, ORANGE, GREY = "#0072b2", "#e69f00", "#7f7f7f"
 
 
@@ -47,8 +49,8 @@ def show(measured: Sequence[Measured]) -> None:
     for teacher in measured:
         table = Table(title=_heading(teacher), title_justify="left", box=None, pad_edge=False)
         for column in COLUMNS:
-            side = "left" if column in COLUMNS[:2] else "right"
-            table.add_column(column.replace(" ", "\n"), justify=side, no_wrap=column != "run", overflow="fold")
+            side, fold = ("left" if column in COLUMNS[:3] else "right"), column in COLUMNS[:3]
+            table.add_column(column.replace(" ", "\n"), justify=side, no_wrap=not fold, overflow="fold")
         for row in lines(teacher, _short):
             table.add_row(*row)
         console.print(table)
@@ -59,12 +61,16 @@ def lines(teacher: Measured, text: Callable[[Mapping[str, float | None]], str]) 
     """A teacher's rows, in the order of `COLUMNS`: the runs, the best first, and the yardstick."""
     rows = []
     for row in teacher["rows"]:
-        figures = [text(row[key]) for key in ("fidelity", "fidelity_raw", "bilinear", "gain")]
-        rows.append((row["run"], f"{row['upsampler']} {row['factor']}x", *figures))
+        shown = [text(row[key]) for key in ("fidelity", "fidelity_raw", "gain", "share")]
+        rows.append((row["run"], f"{row['upsampler']} {row['factor']}x", _seeds(row["by_seed"]), *shown))
     for row in teacher["bilinear"]:
         figure = text(row["fidelity_raw"])
-        rows.append(("bilinear", f"bilinear {row['factor']}x", figure, figure, "", ""))
+        rows.append(("bilinear", f"bilinear {row['factor']}x", "", figure, figure, "", ""))
     return rows
+
+
+def _seeds(values: Sequence[float]) -> str:
+    return "1" if len(values) == 1 else f"{len(values)}: {min(values):.2f} to {max(values):.2f}"
 
 
 def markdown(measured: Sequence[Measured]) -> str:
@@ -72,7 +78,7 @@ def markdown(measured: Sequence[Measured]) -> str:
     parts = ["# Fidelity of sharpened feature maps", "", NOTE, ""]
     for teacher in measured:
         parts += [f"## {_heading(teacher)}", "", _protocol(teacher), ""]
-        parts += ["| " + " | ".join(COLUMNS) + " |", "|---|---|" + "---:|" * (len(COLUMNS) - 2)]
+        parts += ["| " + " | ".join(COLUMNS) + " |", "|---|---|---|" + "---:|" * (len(COLUMNS) - 3)]
         parts += ["| " + " | ".join(row) + " |" for row in lines(teacher, _figure)]
         parts += ["", *(f"![{name}]({name})" for name in teacher["pictures_of_it"]), ""]
         if "cost" in teacher:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from featsharp.task import SharpenObjective
 from teachers.errors import UserError
 from teachers.features import Encoder
 
+SEED = re.compile(r"[-_.]?(seed)?[-_]?\d+$")  # at the end of a run's name: x-seed1, x_1
+
 
 @dataclass(frozen=True)
 class Run:
@@ -27,12 +31,23 @@ class Run:
     export: Path  # the folder of the adapter
     teacher: dict[str, Any]  # as the adapter's config names it
     config: SharpenerConfig
-    heldout: dict[str, Any] | None  # the recipe's section: shards, samples
+    recipe: dict[str, Any]  # as the run folder keeps it; empty for an export alone
 
     @property
     def identity(self) -> str:
         """The teacher's."""
         return self.teacher["identity"]
+
+    @property
+    def heldout(self) -> dict[str, Any] | None:
+        """The recipe's section: shards, samples."""
+        return self.recipe.get("heldout")
+
+    @property
+    def series(self) -> tuple[str, str]:
+        """Equal for runs that differ by their seed alone: the label without a number at its end, and the recipe."""
+        same = {key: value for key, value in self.recipe.items() if key not in ("run", "seed", "threads", "output")}
+        return SEED.sub("", self.label), json.dumps(same, sort_keys=True) if same else str(self.path)
 
 
 def open_runs(paths: Sequence[str | Path]) -> list[Run]:
@@ -42,6 +57,17 @@ def open_runs(paths: Sequence[str | Path]) -> list[Run]:
     return [
         run if labels.count(run.label) == 1 else Run(**{**vars(run), "label": str(run.path)}) for run in runs
     ]
+
+
+def trainings(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs by what was trained, seeds of one thing together: a label → its runs."""
+    series: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        series.setdefault(run.series, []).append(run)
+    names = [key[0] for key in series]
+    return {
+        key[0] if len(same) > 1 and names.count(key[0]) == 1 else same[0].label: same for key, same in series.items()
+    }
 
 
 def open_run(path: str | Path) -> Run:
@@ -70,7 +96,7 @@ def open_run(path: str | Path) -> Run:
         )
     teacher = adapters.read_config(export)["teacher"]
     label = path.resolve().name if export != path or path.name != "export" else path.resolve().parent.name
-    return Run(label, path, export, teacher, adapters.read_settings(export), recipe.get("heldout"))
+    return Run(label, path, export, teacher, adapters.read_settings(export), recipe)
 
 
 def _recipe(path: Path) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from PIL import Image
 from featsharp import cost, looks, reading
 from featsharp.adapter import DOWNSAMPLER, save
 from featsharp.config import SharpenerConfig, ViewsConfig
-from featsharp.fidelity import estimates, fixed_views, ratio, resamples
+from featsharp.fidelity import figures, fixed_views, ratio, resamples
 from featsharp.fidelity_command import main, shared_views
-from featsharp.runs import open_run, open_runs, restore
+from featsharp.runs import open_run, open_runs, restore, trainings
 from featsharp.task import SharpenObjective
 from teachers.catalogue import build
 from teachers.errors import UserError
@@ -95,8 +95,7 @@ def runs(tmp_path_factory, shards):
 def test_intervals_of_two_pictures_are_those_of_all_their_resamples():
     # Two pictures of 10 cells with errors 2 and 5: a resample is (a, a), (a, b) or (b, b) with odds 1 : 2 : 1.
     cells, errors = np.array([10.0, 10.0]), np.array([2.0, 5.0])
-    estimate = ratio(cells, errors, resamples(2))
-    assert estimate == pytest.approx((20 / 7, 2.0, 5.0))
+    assert ratio(cells, errors, resamples(2)).estimate() == pytest.approx((20 / 7, 2.0, 5.0))
     found = (resamples(2) @ cells) / (resamples(2) @ errors)
     shares = [np.isclose(found, value).mean() for value in (5.0, 20 / 7, 2.0)]
     assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.04)
@@ -105,24 +104,35 @@ def test_intervals_of_two_pictures_are_those_of_all_their_resamples():
 def test_the_ratio_is_of_sums_not_a_mean_of_ratios_and_one_picture_has_no_interval():
     cells, errors = np.array([1.0, 9.0]), np.array([1.0, 1.0])
     assert ratio(cells, errors).value == 5.0
-    alone = estimates({"cells": cells[1:], "fidelity": errors[1:], "bilinear": 3 * errors[1:]})
-    assert alone["gain"].value == 3.0 and np.isnan(alone["fidelity"].low)
+    alone = figures([{"cells": cells[1:], "fidelity": errors[1:], "bilinear": 3 * errors[1:]}])
+    assert alone["gain"].value == 3.0 and np.isnan(alone["fidelity"].estimate().low)
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     covered = 0
     for trial in range(150):
         errors = numpy_rng("coverage", trial).gamma(4.0, 0.25, size=60)  # mean 1
-        _, low, high = ratio(np.ones(60), errors, resamples(60))
+        _, low, high = ratio(np.ones(60), errors, resamples(60)).estimate()
         covered += low <= 1.0 <= high
     assert 0.89 <= covered / 150 <= 0.99
 
 
 def test_gain_is_paired_so_it_is_surer_than_either_figure():
     hard = numpy_rng("hard").gamma(1.0, 1.0, size=40)  # pictures differ much, the two methods by a constant factor
-    found = estimates({"cells": np.ones(40), "fidelity": hard, "bilinear": 1.25 * hard})
-    assert found["gain"] == pytest.approx((1.25, 1.25, 1.25))
-    assert found["fidelity"].high > 1.3 * found["fidelity"].low
+    found = figures([{"cells": np.ones(40), "fidelity": hard, "bilinear": 1.25 * hard}])
+    assert found["gain"].estimate() == pytest.approx((1.25, 1.25, 1.25))
+    assert found["fidelity"].estimate().high > 1.3 * found["fidelity"].estimate().low
+
+
+def test_several_trainings_are_averaged_and_their_differences_widen_the_interval():
+    errors = numpy_rng("errors").gamma(4.0, 0.25, size=80)
+    one = {"cells": np.ones(80), "fidelity": errors, "bilinear": 2 * errors}
+    better = {**one, "fidelity": errors / 1.5}
+    alone, alike, unlike = (figures(runs)["fidelity"].estimate() for runs in ([one], [one, one], [one, better]))
+    assert alike == pytest.approx(alone)
+    assert unlike.value == pytest.approx(1.25 * alone.value)
+    assert unlike.high - unlike.low > 1.5 * (alone.high - alone.low)
+    assert figures([one, better])["gain"].value == pytest.approx(2.5)
 
 
 def test_views_belong_to_a_picture_however_it_is_batched():
@@ -156,9 +166,11 @@ def test_the_command_reports_every_run_beside_bilinear_a_teacher_at_a_time(runs,
     values = [row["fidelity"]["value"] for row in first["rows"]]
     assert values == sorted(values, reverse=True) and first["pictures"] == 5
     for row in first["rows"] + second["rows"]:
-        for key in ("fidelity", "fidelity_raw", "bilinear", "gain"):
+        for key in ("fidelity", "fidelity_raw", "bilinear", "gain", "share"):
             assert row[key]["low"] <= row[key]["value"] <= row[key]["high"]
         assert row["gain"]["value"] == pytest.approx(row["fidelity"]["value"] / row["bilinear"]["value"])
+    best, other = (row["share"] for row in first["rows"])
+    assert best == {"value": 1.0, "low": 1.0, "high": 1.0} and other["value"] < 1
     plain = next(row for row in first["rows"] if row["run"] == "plain")
     assert plain["fidelity"] == plain["fidelity_raw"]  # it has learned no bias
     page = (tmp_path / "fidelity.md").read_text()
@@ -167,6 +179,21 @@ def test_the_command_reports_every_run_beside_bilinear_a_teacher_at_a_time(runs,
         assert f"({name})" in page
         with Image.open(tmp_path / name) as opened:
             opened.load()
+
+
+def test_seeds_of_one_recipe_make_one_row_and_others_do_not(tmp_path, shards, capsys):
+    folders = [tmp_path / name for name in ("sharp-seed0", "sharp-seed1", "other-seed1")]
+    for seed, folder in enumerate(folders):
+        write_run(folder, shards, steps=1 + seed, upsampler="bilinear")
+    assert list(trainings(open_runs(folders))) == ["sharp", "other-seed1"]
+    assert main([*map(str, folders), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    [teacher] = json.loads((tmp_path / "out" / "fidelity.json").read_text())
+    row = next(row for row in teacher["rows"] if row["run"] == "sharp")
+    assert len(row["paths"]) == len(row["by_seed"]) == 2
+    assert row["fidelity"]["value"] == pytest.approx(sum(row["by_seed"]) / 2)
+    assert f"| 2: {min(row['by_seed']):.2f} to " in (tmp_path / "out" / "fidelity.md").read_text()
+    (folders[1] / "recipe.yaml").write_text("task: sharpen\noptim: {lr: 1}\n")
+    assert list(trainings(open_runs(folders[:2]))) == ["sharp-seed0", "sharp-seed1"]  # not the same recipe
 
 
 def test_it_says_the_same_twice_and_a_run_scores_the_same_in_company(runs, tmp_path):
