@@ -3,11 +3,15 @@
 import json
 import runpy
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from featsharp.config import SharpenerConfig
+from featsharp.task import SharpenObjective
+from teachers.catalogue import build
 from teachers.seeding import torch_rng
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -84,3 +88,20 @@ def test_peak_memory_of_a_level_is_at_most_five_times_its_output(benchmark):
     resident = sum(x.untyped_storage().nbytes() for x in (*level.inputs, upstream))
     peak = peak_bytes(lambda: both_ways(level, upstream), resident, cpu) / upstream.untyped_storage().nbytes()
     assert 2 < peak <= 5
+
+
+def test_five_views_cost_the_sharpener_one_backward(benchmark):
+    module = benchmark("views.py")
+    walks = {}
+    for views in module["VIEWS"]:
+        config = SharpenerConfig.model_validate({"views": {"jitters": views}, "fusion": {"heads": 4, "hidden": 16}})
+        encoder = build("random", patch=8, width=8, depth=1, image_size=32)
+        objective = SharpenObjective(encoder, config, say=lambda text: None)
+        sight = objective.see(torch.rand(1, 3, *objective.image_size, generator=torch_rng("views")), torch_rng("v"))
+        counted: list[int] = []
+        fusion = objective.model.adapter.upsampler.fusion
+        fusion.register_full_backward_pre_hook(lambda *_, counted=counted: counted.append(1))
+        found = module["parts"](objective, sight, time.process_time)
+        assert set(found) == {"forward", "views", "own backward", "plain"} and min(found.values()) >= 0
+        walks[views] = len(counted)
+    assert walks == {1: 1 + 1, 5: 1 + 5}  # ours once, the plain form once a view
