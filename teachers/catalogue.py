@@ -191,6 +191,16 @@ CATALOGUE: dict[str, Entry] = {
         "a student trained here: weights=FOLDER of its run or export (adaptor=TEACHER for one of its heads)",
         family="radio_teacher",
     ),
+    "radio_l": Entry(
+        "the student of recipes/radio_l.yaml, ViT-L/16 at 512 px: weights=FOLDER of its run or export",
+        family="radio_teacher",
+        options={"config": "shipped:radio_l", "image_size": 512},
+        licence="as its teachers' weights allow: Apache-2.0; Apple Sample Code License (its model card is what counts)",
+        size=(512, 512),
+        patch=16,
+        dims=Dims(2048, 1024),
+        parameters=337_609_216,
+    ),
     "random": Entry(
         "a seeded random convolutional network, for tests (patch, width, depth, image_size, seed)",
         family="random_encoder",

@@ -144,6 +144,18 @@ def test_shipped_recipes_are_found_by_name_and_are_valid(monkeypatch):
         load_recipe(path)
 
 
+def test_the_catalogues_radio_l_is_the_student_of_its_recipe(monkeypatch):
+    from radio_distill.student import student_spec
+    from teachers.catalogue import build
+
+    monkeypatch.setenv("SHARDS", "shards")
+    recipe = load_recipe("radio_l")
+    teachers = {name: build(t.encoder, meta=True, **t.options) for name, t in recipe.teachers.items()}
+    described = build("radio_l", meta=True)
+    assert described.model.spec == student_spec(recipe.student, {name: t.dims for name, t in teachers.items()})
+    assert all(teacher.licence in described.licence for teacher in teachers.values())
+
+
 @pytest.mark.parametrize("content", [b"a: [1\nb: }", b"- a\n- b", b"\xff\xfe\x00", b"just words"])
 def test_what_is_no_recipe_is_refused_in_words(tmp_path, content):
     file = tmp_path / "odd.yaml"
