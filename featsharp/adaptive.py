@@ -259,11 +259,12 @@ def _padded(source: Tensor, weights: Tensor, tiling: Tiling) -> Tensor:
 
 def triton_upsample(source: Tensor, kernel: Tensor, factor: int) -> Tensor:
     """The composed tiles as fused kernels: nothing is cut out, padded or put together in memory."""
-    if not source.is_cuda or find_spec("triton") is None:
+    installed = find_spec("triton") is not None
+    if not source.is_cuda or source.dtype == torch.float64 or not installed:
+        kind = f"{str(source.dtype).removeprefix('torch.')} on {source.device}"
         raise UserError(
-            f"the triton form of JBU cannot run here: the map is on {source.device}, and triton is "
-            + ("installed" if find_spec("triton") else "not installed"),
-            expected="a map on a CUDA device, and the triton package",
+            f"the triton form of JBU cannot run here: the map is {kind}, triton is {'' if installed else 'not '}installed",
+            expected="a map of float32, bfloat16 or float16 on a CUDA device, and the triton package",
             todo="set jbu.implementation to auto in the sharpener's recipe",
         )
     from featsharp.jbu_triton import tile_product

@@ -160,3 +160,14 @@ def test_the_structure_runs_on_the_meta_device():
         adapter = Adapter(SharpenerConfig(fusion={"heads": 8}), teacher)
         low, tiles, image = torch.empty(1, 32, 6, 8), torch.empty(1, 32, 12, 16), torch.empty(1, 3, 96, 128)
         assert adapter(low, tiles, image).shape == (1, 32, 12, 16)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", [name for name in UPSAMPLERS if name != "identity"])
+def test_a_gpu_answers_as_a_cpu_does(name):
+    sharp = sharpener(upsampler=name)
+    here = sharp(images())
+    there = sharp.cuda()(images().cuda())
+    assert (there.spatial.cpu() - here.spatial).norm() < 1e-3 * here.spatial.norm()
+    torch.testing.assert_close(there.summary.cpu(), here.summary, rtol=1e-3, atol=1e-4)

@@ -84,7 +84,8 @@ def test_a_cpu_takes_tile_by_tile_and_other_devices_many_tiles_at_once():
     assert window_attention(meta, meta, meta, bias.to("meta"), 3).shape == q.shape
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.02)])
 def test_a_gpu_gives_what_a_cpu_gives(dtype, tolerance):
     rng = torch_rng("device")
