@@ -38,8 +38,8 @@ from radio_distill.shards import ShardStream
 from teachers.seeding import seed_of, torch_rng
 
 SHELF = (
-    "featsharp", "featsharp_release", "featsharp_slim", "featup", "featup_seven_taps", "bilinear", "tile", "s2",
-    "carafe", "sapa", "resfu", "jafar", "anyup", "naf",
+    "featsharp", "featsharp_release", "featsharp_slim", "featup", "featup_seven_taps", "bilinear", "nearest", "tile",
+    "s2", "carafe", "sapa", "resfu", "jafar", "anyup", "naf",
 )  # fmt: skip
 ALONE = 5  # timings of what a teacher costs an upsampler that wants no tiles
 

@@ -263,7 +263,7 @@ def triton_upsample(source: Tensor, kernel: Tensor, factor: int) -> Tensor:
     if not source.is_cuda or source.dtype == torch.float64 or not installed:
         kind = f"{str(source.dtype).removeprefix('torch.')} on {source.device}"
         raise UserError(
-            f"the triton form of JBU cannot run here: the map is {kind}, triton is {'' if installed else 'not '}installed",
+            f"the triton form of JBU cannot run here: {kind}, triton {'' if installed else 'not '}installed",
             expected="a map of float32, bfloat16 or float16 on a CUDA device, and the triton package",
             todo="set jbu.implementation to auto in the sharpener's recipe",
         )

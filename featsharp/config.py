@@ -187,7 +187,7 @@ class SharpenerConfig(Section):
     """A teacher's map → a sharper map: which upsampler, how large a factor, how it is trained."""
 
     upsampler: Literal[
-        "featsharp", "featsharp_release", "featsharp_slim", "tile", "bilinear", "identity", "s2",
+        "featsharp", "featsharp_release", "featsharp_slim", "tile", "bilinear", "nearest", "identity", "s2",
         "featup", "carafe", "sapa", "resfu", "jafar", "anyup", "naf",
     ] = Field("featsharp", description="how the map is enlarged")
     factor: int = Field(2, ge=1, le=14, description="cells of the sharp map for one of the teacher's, along each axis")

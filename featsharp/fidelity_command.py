@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def _run(arguments: argparse.Namespace) -> int:
         suffix = "" if len(groups) == 1 else f"_{number}_{encoder.name}"
         teacher = measure(runs, encoder, pictures, samples, arguments.device)
         measured.append({**teacher, "source": names, "pictures_of_it": []})
-        firsts = [same[0] for same in trainings(runs).values()]  # one seed of each is enough to look at
+        # One seed of each is enough to look at.
+        firsts = [replace(same[0], label=label) for label, same in trainings(runs).items()]
         drawn = {f"panel{suffix}.png": looks.maps_panel(firsts, encoder, _shown(pictures), arguments.device)}
         drawn[f"bias{suffix}.png"] = looks.bias_picture(firsts, encoder)
         if arguments.cost:

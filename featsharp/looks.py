@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-CELL, ACROSS = 220, 8  # pixels of a picture in the panel, pictures side by side
+CELL, ACROSS = 220, 8  # pixels of a picture in the panel, most pictures side by side
 
 
 def maps_panel(
@@ -41,7 +41,8 @@ def maps_panel(
     rows = []
     for i, image in enumerate(images):
         pictures = [("image", image), *((title, basis.to_rgb(maps[i])) for title, maps in columns)]
-        rows += [pictures[start : start + ACROSS] for start in range(0, len(pictures), ACROSS)]
+        across = -(-len(pictures) // -(-len(pictures) // ACROSS))  # rows of about the same length
+        rows += [pictures[start : start + across] for start in range(0, len(pictures), across)]
     return panel(rows, cell=CELL)
 
 
@@ -59,10 +60,11 @@ def _columns(
     plain = {f"bilinear {factor}x": factor for factor in sorted({run.config.factor for run in runs}) if factor > 1}
     for title, factor in plain.items():
         yield title, enlarge(low, factor)
-    titles = [*plain, *map(kind, runs)]
+    kinds = [kind(run) for run in runs]
     for run in runs:
         sharp = sharpener.load(run.export, encoder).to(device)
-        title = kind(run) if titles.count(kind(run)) == 1 else run.label
+        title = f"{kind(run)}, trained" if kind(run) in plain else kind(run)
+        title = title if kinds.count(kind(run)) == 1 else run.label
         yield title, sharp(shrink(images, sharp.native_size)).spatial.cpu()
 
 

@@ -14,6 +14,7 @@ from featsharp.upsamplers.featup import FeatUp
 from featsharp.upsamplers.identity import Identity
 from featsharp.upsamplers.jafar import Jafar
 from featsharp.upsamplers.naf import Naf
+from featsharp.upsamplers.nearest import Nearest
 from featsharp.upsamplers.progressive import Progressive
 from featsharp.upsamplers.resfu import ReSfu
 from featsharp.upsamplers.s2 import S2
@@ -27,6 +28,7 @@ UPSAMPLERS: dict[str, type[Upsampler]] = {
     "featsharp_slim": FeatSharpSlim,
     "tile": Tile,
     "bilinear": Bilinear,
+    "nearest": Nearest,
     "identity": Identity,
     "s2": S2,
     "featup": FeatUp,

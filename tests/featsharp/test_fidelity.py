@@ -256,7 +256,7 @@ def test_the_panel_names_each_map_and_shows_native_detail_where_the_teacher_can(
         ("bilinear 2x", (8, 12)),
         ("bilinear 3x", (12, 18)),
         ("featsharp 2x", (8, 12)),
-        ("plain", (12, 18)),  # trained, but of a kind that stands there already
+        ("bilinear 3x, trained", (12, 18)),
     ]
     teacher.resolution_flexible = False
     assert "random, 96×144 px" not in dict(looks._columns(opened, teacher, pictures, "cpu"))
