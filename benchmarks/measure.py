@@ -7,6 +7,7 @@ tensor larger than any cache.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -64,6 +65,7 @@ def peak_bytes(run: Callable[[], object], resident: int, device: torch.device) -
         before = torch.cuda.memory_allocated(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before + resident
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler tells of its starts and stops
     from torch.profiler import ProfilerActivity, profile
 
     with tempfile.TemporaryDirectory() as folder:
