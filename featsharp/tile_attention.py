@@ -49,6 +49,7 @@ class _TileByTile(torch.autograd.Function):
             up, done = rooms.take("up", upstream[queries]), rooms.take("o", out[queries])
             weights = rooms.weights(query, key, bias(queries, near))
             mean = (up * done).sum(-1, keepdim=True)  # of a query's score gradients, before they are centred
+            # From here on each product takes the room of something that is not needed any more.
             of_scores = rooms.product("s", up, value.mT).sub_(mean).mul_(weights)
             of_q[queries] = _as_cells(rooms.product("o", of_scores, key).mul_(scale), of_q[queries])
             of_k[near] += _as_cells(rooms.product("k", of_scores.mT, query).mul_(scale), of_k[near])
