@@ -18,6 +18,7 @@ import torch
 from featsharp import fidelity_report, looks, reading
 from featsharp.config import ViewsConfig
 from featsharp.fidelity import Drawn, figures
+from featsharp.remembering import Remembering
 from featsharp.runs import Run, open_runs, restore, teacher_of, trainings
 from teachers.errors import UserError
 from teachers.features import Encoder, Size
@@ -124,19 +125,18 @@ def measure(
     """Fidelity of everything trained for one teacher, the best first, and of bilinear; plain numbers, for JSON.
 
     Runs that differ by their seed make one row, whose interval is over pictures and seeds.
-
     All errors are in units of the first run's PHI-S statistics, which are nearly but not always the others'.
     """
     from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True)
+    console, teacher = Console(stderr=True), Remembering(encoder)
     views, common = shared_views(runs)
     rows, yardsticks, alpha = [], {}, None
 
     def judge(run: Run) -> dict[str, np.ndarray]:
         nonlocal alpha
-        objective = restore(run, encoder, views, device)
+        objective = restore(run, teacher, views, device)
         batches = reading.batches(pictures(), objective.image_size, samples)
         total = -(-samples // reading.BATCH)
         watched = track(batches, run.label, total, transient=True, console=console, disable=not console.is_terminal)

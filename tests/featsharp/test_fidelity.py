@@ -14,7 +14,8 @@ from featsharp import cost, looks, reading
 from featsharp.adapter import DOWNSAMPLER, save
 from featsharp.config import SharpenerConfig, ViewsConfig
 from featsharp.fidelity import figures, fixed_views, ratio, resamples
-from featsharp.fidelity_command import main, shared_views
+from featsharp.fidelity_command import main, measure, shared_views
+from featsharp.remembering import Remembering
 from featsharp.runs import open_run, open_runs, restore, trainings
 from featsharp.task import SharpenObjective
 from teachers.catalogue import build
@@ -204,6 +205,24 @@ def test_it_says_the_same_twice_and_a_run_scores_the_same_in_company(runs, tmp_p
     assert alone == again
     assert alone[0]["rows"][0] in company[0]["rows"]
     assert (tmp_path / "0" / "panel.png").read_bytes() == (tmp_path / "1" / "panel.png").read_bytes()
+
+
+def test_the_teacher_looks_once_for_all_runs_and_forgets_what_it_has_no_room_for(runs):
+    counted, calls = build("random", **teacher_options(0)), []
+    counted.register_forward_hook(lambda *_: calls.append(1))
+    images = torch.rand(3, 3, 32, 48, generator=torch_rng("images"))
+    truth = build("random", **teacher_options(0))(images).spatial
+    for room, looks_taken in ((2**20, 1), (10, 3)):
+        calls.clear()
+        teacher = Remembering(counted, room)
+        assert all(torch.equal(teacher(images.clone()).spatial, truth) for _ in range(3))
+        assert len(calls) == looks_taken
+    assert not torch.equal(teacher(1 - images).spatial, truth) and teacher.identity == counted.identity
+    found = open_runs([runs / "sharp", runs / "plain"])
+    calls.clear()
+    source = lambda: iter([("0", lambda: picture(0)), ("2", lambda: picture(2))])  # noqa: E731
+    measure(found[:1] * 2, counted, source, 2, "cpu")
+    assert len(calls) == 1
 
 
 def test_runs_of_other_views_are_judged_by_the_defaults(runs):
