@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -91,7 +90,8 @@ def join_world(threads: int | None = None) -> World:
     """Meet the other ranks that `deepspeed` or `torchrun` started; alone under plain `python`."""
     cuda = torch.cuda.is_available()
     if "RANK" not in os.environ:
-        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+        # Port 0: the system gives one while it is bound. A number found free beforehand may be taken by then.
+        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
         os.environ.update({key: str(value) for key, value in alone.items()})
     size, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0))
     if cuda:
@@ -124,12 +124,6 @@ def quiet_deepspeed() -> Any:
         # Should it go one day, the op is compiled again and nothing else is lost.
         vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     return deepspeed
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
@@ -235,4 +229,6 @@ def optimizer_step(engine: Any) -> float:
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether a collective failed because another rank has ended: that rank knows why, this one does not."""
+    if "EADDRINUSE" in str(error):  # of a port that somebody chose: no peer was there yet
+        return False
     return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -124,6 +124,7 @@ def test_a_process_alone_is_a_world_and_can_join_again(monkeypatch):
 def test_a_lost_peer_is_told_from_other_mistakes():
     assert is_lost_peer(RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"))
     assert is_lost_peer(torch.distributed.DistBackendError("NCCL"))
+    assert not is_lost_peer(torch.distributed.DistNetworkError("... name: EADDRINUSE, message: address already in use"))
     assert not is_lost_peer(RuntimeError("shapes do not match")) and not is_lost_peer(ValueError("gloo"))
 
 
