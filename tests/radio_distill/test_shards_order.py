@@ -15,8 +15,9 @@ from radio_distill.tars import Item
 from radio_distill.visits import Deal, Reader, Source, fresh
 from teachers.errors import UserError
 
-few = settings(max_examples=60, deadline=None)
-sizes_of_shards = st.lists(st.integers(0, 7), min_size=1, max_size=6).filter(any)
+few = settings(max_examples=60, deadline=None, derandomize=True)
+# Not mostly empty: a reader gives up after many shards in a row without a picture.
+sizes_of_shards = st.lists(st.integers(0, 7), min_size=1, max_size=6).filter(lambda s: 2 * s.count(0) <= len(s))
 
 
 def reader_of(sizes, *, reader=0, readers=1, shuffle=5, start=None, weights=(1.0,), seed=3):
