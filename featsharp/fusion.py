@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from featsharp.budget import on_meta, peak_bytes
 from featsharp.config import FusionConfig
 from featsharp.tile_attention import TILE
-from featsharp.window_attention import Form, alibi_slopes, form_for, score_bias
+from featsharp.window_attention import Form, alibi_slopes, form_for, score_bias, window_attention
 from teachers.errors import UserError
 
 
@@ -61,8 +61,7 @@ class WindowAttention(nn.Module):
         if self.rope:  # on the whole vectors, before they are cut into heads
             q, k = rotate(q, top), rotate(k, top)
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
-        form = self.planned if x.is_meta and self.planned else form_for(x.device)
-        return self.proj(form(q, k, v, self.bias, self.radius).flatten(-2))
+        return self.proj(window_attention(q, k, v, self.bias, self.radius, self.planned).flatten(-2))
 
 
 class SwiGLU(nn.Module):
@@ -123,7 +122,7 @@ class Fusion(nn.Module):
         if self.memory_budget is None or torch.is_grad_enabled() or maps[0].is_meta:
             return h
 
-        self.attention.planned = form_for(maps[0].device)
+        self.attention.planned = form_for(maps[0].device)  # what is counted below, on the meta device
 
         def needed(rows: int) -> int:
             seen = min(h, rows + 2 * self.attention.radius)

@@ -40,12 +40,16 @@ def score_bias(slopes: Tensor, radius: int, t: int = TILE) -> Tensor:
     return (-penalty).masked_fill(outside, -torch.inf).flatten(3).flatten(1, 2)
 
 
-def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, radius: int) -> Tensor:
+def window_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, radius: int, planned: Form | None = None
+) -> Tensor:
     """Each cell attends to the (2·radius+1)² cells around it, cut off at the borders; exact; any h×w.
 
-    `q`, `k`, `v` and the result are B×h×w×heads×e; `bias` is `score_bias` of the heads.
+    `q`, `k`, `v` and the result are B×h×w×heads×e; `bias` is `score_bias` of the heads. On the meta device, which has
+    no form of its own, a plan says by `planned` what another device would compute with.
     """
-    return form_for(q.device)(q, k, v, bias, radius)
+    form = planned if q.is_meta and planned else form_for(q.device)
+    return form(q, k, v, bias, radius)
 
 
 def form_for(device: torch.device) -> Form:
