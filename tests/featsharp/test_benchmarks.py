@@ -3,16 +3,20 @@
 import json
 import runpy
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from featsharp.config import SharpenerConfig
+from featsharp.runs import open_runs
 from featsharp.task import SharpenObjective
 from teachers.catalogue import build
 from teachers.seeding import torch_rng
+from tests.featsharp.test_fidelity import add, picture
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 CONTRACT = {"variant", "channels", "height", "width", "ms", "peak_bytes", "flops", "bytes", "device"}
@@ -25,7 +29,8 @@ def benchmark(monkeypatch):
     threads = torch.get_num_threads()
     yield lambda name: runpy.run_path(str(FOLDER / name))
     torch.set_num_threads(threads)
-    sys.modules.pop("measure", None)
+    for name in ("measure", "jbu"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("name, size", [("jbu.py", "16x12x20"), ("window_attention.py", "32x10x12")])
@@ -105,3 +110,30 @@ def test_five_views_cost_the_sharpener_one_backward(benchmark):
         assert set(found) == {"forward", "views", "own backward", "plain"} and min(found.values()) >= 0
         walks[views] = len(counted)
     assert walks == {1: 1 + 1, 5: 1 + 5}  # ours once, the plain form once a view
+
+
+@pytest.mark.parametrize("budget", [["--steps", "2"], ["--seconds", "0.05"]], ids=["steps", "seconds"])
+def test_the_shelf_trains_each_upsampler_to_its_end_and_leaves_runs_that_can_be_judged(
+    benchmark, budget, tmp_path, monkeypatch
+):
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        for number in range(4):
+            add(tar, f"{number:04}.jpg", picture(number))
+    teacher = {"encoder": "random", "options": {"patch": 8, "width": 8, "depth": 1, "image_size": 32}}
+    recipe = {
+        "task": "sharpen", "run": "unused", "teachers": {"toy": teacher},
+        "sharpener": {"fusion": {"heads": 4, "hidden": 16}, "losses": {"uncertainty": False}, "views": {"jitters": 1}},
+        "streams": {"train": {"shards": str(tmp_path / "train-0.tar"), "batch": 2, "size": 64}},
+        "stages": [{"steps": 3}], "statistics": {"batches": 2, "cache": str(tmp_path / "cache")},
+    }  # fmt: skip
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(recipe))
+    names = ["featsharp", "nearest", "featup", "featup_seven_taps"]
+    command = ["shelf.py", str(tmp_path / "toy.yaml"), *budget, "--only", *names, "--seeds", "1", "--no-report"]
+    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path / "out")])
+    assert benchmark("shelf.py")["main"]() == 0
+    runs = open_runs(sorted((tmp_path / "out").iterdir()))
+    assert [run.label for run in runs] == sorted(f"{name}-seed1" for name in names)
+    assert all(run.recipe["seed"] == 1 for run in runs)
+    for run in runs:
+        spent = json.loads((run.path / "spent.json").read_text())
+        assert spent["steps"] == 2 if budget[0] == "--steps" else spent["steps"] >= 1
