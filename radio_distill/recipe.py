@@ -11,6 +11,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from featsharp.config import SharpenerConfig
 from radio_distill import documents
 from radio_distill.documents import Section
+from radio_distill.student_config import Count, Fraction, HeadConfig, Positive, StudentConfig, Weight
+from radio_distill.training_config import LossConfig, OptimConfig, StageConfig, StatisticsConfig
 
 HELP = "python radio_distill/train.py --help lists every key"
 
@@ -24,68 +26,6 @@ def _as_word(value: Any) -> Any:
 
 
 SizeKey = Annotated[tuple[int, int], BeforeValidator(_as_size)]  # 224, or [height, width]
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-# width, depth, heads (spec: RADIO's sizes; the tiny ones are for a laptop's CPU)
-ARCHITECTURES: dict[str, tuple[int, int, int]] = {
-    "vit_nano": (128, 4, 4),
-    "vit_micro": (192, 6, 3),
-    "vit_tiny": (192, 12, 3),
-    "vit_small": (384, 12, 6),
-    "vit_base": (768, 12, 12),
-    "vit_large": (1024, 24, 16),
-    "vit_so400m": (1152, 27, 16),
-    "vit_huge": (1280, 32, 16),
-}
-
-
-class HeadConfig(Section):
-    """Adaptor heads: one MLP a teacher for the summary, one for the features (RADIO's `mlp_version` v2)."""
-
-    hidden: Positive | None = Field(None, description="width inside a head; none = the widest teacher's")
-    blocks: Annotated[int, Field(ge=0)] = Field(0, description="residual blocks between the first and last layer")
-
-
-class StudentConfig(Section):
-    """The ViT that is trained."""
-
-    arch: str = Field("vit_base", description="one of " + ", ".join(ARCHITECTURES))
-    width: Positive | None = Field(None, description="overrides the architecture's")
-    depth: Positive | None = Field(None, description="overrides the architecture's")
-    num_heads: Positive | None = Field(None, description="overrides the architecture's")
-    patch: Positive = Field(16, description="pixels a patch")
-    stem: Literal["linear", "conv"] = Field(
-        "linear", description="how patches are embedded: one linear layer, as in RADIO, or a few convolutions"
-    )
-    cpe_max: Positive = Field(2048, description="pixels that the position table spans; the largest size it can take")
-    registers: Annotated[int, Field(ge=0)] = Field(4, description="tokens that carry no target")
-    position_dropout: Fraction = Field(0.1, description="chance a training sample sees no positions")
-    drop_path: Fraction = Field(0.0, description="stochastic depth, rising linearly to this in the last block")
-    activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass: less memory")
-    heads: HeadConfig = HeadConfig()
-
-    @field_validator("arch")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in ARCHITECTURES:
-            raise ValueError(f"unknown architecture {value!r}: use one of {', '.join(ARCHITECTURES)}")
-        return value
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Width, depth and attention heads, overrides applied."""
-        width, depth, heads = ARCHITECTURES[self.arch]
-        return self.width or width, self.depth or depth, self.num_heads or heads
-
-    @model_validator(mode="after")
-    def _whole(self) -> StudentConfig:
-        width, _, heads = self.shape
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of num_heads {heads}")
-        if self.cpe_max % self.patch:
-            raise ValueError(f"cpe_max {self.cpe_max} is not a multiple of patch {self.patch}")
-        return self
 
 
 class TeacherConfig(Section):
@@ -96,8 +36,13 @@ class TeacherConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the encoder (image_size, layer, ...)")
     sharpen: str = Field("none", description="none, bilinear, tile, s2, or the run folder of a trained sharpener")
     factor: Positive = Field(2, description="how much finer the untrained ones make the grid")
-    summary_weight: Annotated[float, Field(ge=0)] = 1.0
-    feature_weight: Annotated[float, Field(ge=0)] = 1.0
+    fit: Literal["resize", "pad", "mosaic"] = Field(
+        "resize",
+        description="a fixed-size teacher sees smaller images enlarged, in a corner of its canvas, or many in it",
+    )
+    summary_weight: Weight = 1.0
+    feature_weight: Weight = 1.0
+    head: HeadConfig = HeadConfig()
 
 
 class MixConfig(Section):
@@ -116,12 +61,16 @@ class StreamConfig(Section):
     batch: Positive = Field(description="images a rank and step")
     size: list[SizeKey] = Field(description="student sizes in pixels; one is drawn a batch, the same on all ranks")
     sharpen: bool = Field(False, description="whether teachers with a sharpener use it in this stream")
-    workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that read and decode; 0 = the trainer's own")
+    teachers: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="names of the teachers of this stream; none = all, which keeps a student from mode switching"
+    )
+    letterbox: bool = Field(False, description="fit crops into the size at their own aspect and mask the padding")
+    workers: Count = Field(0, description="processes that read and decode; 0 = the trainer's own")
     shuffle: Positive = Field(1000, description="samples a shuffle block")
     scale: tuple[float, float] = Field((0.5, 1.0), description="share of the image's area that a crop takes")
     ratio: tuple[float, float] = Field((0.75, 1.3333), description="aspect of a crop relative to the student's size")
     flip: bool = Field(True, description="mirror half of the crops")
-    min_side: Annotated[int, Field(ge=0)] = Field(0, description="leave out pictures with a shorter side")
+    min_side: Count = Field(0, description="leave out pictures with a shorter side")
     max_bad: Fraction = Field(0.05, description="share of unreadable samples past which the run stops")
 
     @field_validator("size", mode="before")
@@ -152,52 +101,21 @@ class HeldoutConfig(Section):
     batch: Positive = Field(32, description="pictures at once")
 
 
-class StageConfig(Section):
-    """A stretch of training with its own learning-rate cycle."""
+class CacheConfig(Section):
+    """Teachers' features kept on disk: for small data, where the same crops come again."""
 
-    steps: Positive
-    lr: Annotated[float, Field(gt=0)] | None = Field(None, description="peak of this stage; none = optim.lr")
-    warmup: Annotated[int, Field(ge=0)] | None = Field(None, description="steps; none = optim.warmup")
-
-
-class OptimConfig(Section):
-    """The optimiser and its schedule (cosine a stage, after a linear warm-up)."""
-
-    name: Literal["adamw", "nadam"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.02, description="not on positions, tokens, norms and biases")
-    warmup: Annotated[int, Field(ge=0)] = Field(100, description="steps from 0.01 of lr to lr")
-    final_lr: Fraction = Field(0.0, description="share of the peak that the cosine ends at")
-    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 = no clipping")
-
-
-class StatisticsConfig(Section):
-    """The teacher statistics behind PHI-S, fitted before the first step."""
-
-    batches: Positive = Field(100, description="batches of the first stream, on every rank")
-    cache: str = Field("~/.cache/radio-distill/statistics", description="folder, keyed by encoder identity")
-
-
-class LossConfig(Section):
-    """How losses of teachers and streams become one number."""
-
-    reduce: Literal["sample_mean", "stream_mean"] | dict[str, float] = Field(
-        "stream_mean", description="every sample counts the same, every stream does, or a weight a stream"
-    )
-    grid: Literal["max", "teacher", "student"] = Field(
-        "max", description="where the grids of student and teacher disagree: which one both are resized to"
-    )
+    folder: str | None = Field(None, description="where; none = no cache")
+    max_gib: Annotated[float, Field(gt=0)] = Field(20.0, description="GiB past which nothing more is written")
 
 
 class OutputConfig(Section):
     """What a run writes, and how often (in steps; 0 = only at the end)."""
 
     log: Positive = Field(10, description="a line on the console (the journal has every step)")
-    save: Annotated[int, Field(ge=0)] = Field(1000, description="a checkpoint, from which the same command resumes")
+    save: Count = Field(1000, description="a checkpoint, from which the same command resumes")
     keep: Positive = Field(2, description="checkpoints kept")
-    heldout: Annotated[int, Field(ge=0)] = Field(1000, description="loss on held-out pictures")
-    pictures: Annotated[int, Field(ge=0)] = Field(5000, description="PCA pictures")
+    heldout: Count = Field(1000, description="loss on held-out pictures")
+    pictures: Count = Field(5000, description="PCA pictures")
     tensorboard: bool = Field(False, description="mirror the journal into the run folder's tensorboard/")
     wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(_as_word)] = Field(
         "off", description="mirror the journal into Weights & Biases"
@@ -218,6 +136,7 @@ class Recipe(Section):
     sharpener: SharpenerConfig | None = Field(None, description="task: sharpen")
     stages: Annotated[list[StageConfig], Field(min_length=1)]
     optim: OptimConfig = OptimConfig()
+    cache: CacheConfig = CacheConfig()
     loss: LossConfig = LossConfig()
     statistics: StatisticsConfig = StatisticsConfig()
     output: OutputConfig = OutputConfig()
@@ -250,6 +169,9 @@ class Recipe(Section):
             raise ValueError("task: sharpen takes exactly one teacher and one stream")
         if isinstance(self.loss.reduce, dict) and set(self.loss.reduce) != set(self.streams):
             raise ValueError(f"loss.reduce must weigh exactly the streams {', '.join(self.streams)}")
+        _check_names(self)
+        if self.loss.mesa.weight and self.optim.ema is None:
+            raise ValueError("loss.mesa compares with averaged weights: set optim.ema, such as 0.9996")
         if self.student:
             _check_student_sizes(self.student, self.streams)
         return self
@@ -259,10 +181,51 @@ class Recipe(Section):
         """Optimiser steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
+    def stage_at(self, step: int) -> tuple[int, int]:
+        """The stage that optimiser step `step` (from 0) falls in, and the step inside it; past the end, the last."""
+        for number, stage in enumerate(self.stages):
+            if step < stage.steps:
+                return number, step
+            step -= stage.steps
+        return len(self.stages) - 1, self.stages[-1].steps
+
+    def streams_at(self, step: int) -> dict[str, StreamConfig]:
+        """The streams that optimiser step `step` (from 0) takes batches from, in the recipe's order."""
+        wanted = self.stages[self.stage_at(step)[0]].streams
+        return {name: stream for name, stream in self.streams.items() if wanted is None or name in wanted}
+
+    def trunk_frozen(self, step: int) -> bool:
+        """Whether only the heads learn in optimiser step `step` (from 0)."""
+        number, inside = self.stage_at(step)
+        return inside < self.stages[number].freeze_trunk
+
+    def teachers_of(self, stream: str) -> list[str]:
+        """The names of a stream's teachers, in the recipe's order."""
+        wanted = self.streams[stream].teachers
+        return [name for name in self.teachers if wanted is None or name in wanted]
+
     @property
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.run).expanduser()
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Streams of stages and teachers of streams must be there, and every one of them used."""
+    for number, stage in enumerate(recipe.stages):
+        for name in stage.streams or ():
+            if name not in recipe.streams:
+                raise ValueError(f"stages.{number}.streams: no stream {name!r} among {', '.join(recipe.streams)}")
+    for stream, config in recipe.streams.items():
+        for name in config.teachers or ():
+            if name not in recipe.teachers:
+                raise ValueError(f"streams.{stream}.teachers: no teacher {name!r} among {', '.join(recipe.teachers)}")
+        if all(stage.streams is not None and stream not in stage.streams for stage in recipe.stages):
+            raise ValueError(f"streams.{stream} is in no stage")
+    used = {name for stream in recipe.streams for name in recipe.teachers_of(stream)}
+    idle = [name for name in recipe.teachers if name not in used]
+    if idle:
+        raise ValueError(f"teachers.{idle[0]} is in no stream")
 
 
 def _check_student_sizes(student: StudentConfig, streams: dict[str, StreamConfig]) -> None:
@@ -273,6 +236,10 @@ def _check_student_sizes(student: StudentConfig, streams: dict[str, StreamConfig
                     f"streams.{name}.size {list(size)} does not suit the student: "
                     f"use multiples of patch {student.patch}, at most cpe_max {student.cpe_max}"
                 )
+    grids = [(h // student.patch, w // student.patch) for stream in streams.values() for h, w in stream.size]
+    for window in filter(None, student.windows):
+        if not any(h % window == w % window == 0 for h, w in grids):
+            raise ValueError(f"student.windows: {window} divides no stream's grid")
 
 
 # Keys that may differ between the start of a run and its continuation: they change what is written, not what is learnt.

@@ -9,18 +9,9 @@ from radio_distill.recipe import Recipe
 WARMUP_START = 0.01
 
 
-def locate(recipe: Recipe, step: int) -> tuple[int, int]:
-    """The stage that `step` (from 0) falls in, and the step inside it."""
-    for number, stage in enumerate(recipe.stages):
-        if step < stage.steps:
-            return number, step
-        step -= stage.steps
-    return len(recipe.stages) - 1, recipe.stages[-1].steps
-
-
 def learning_rate(recipe: Recipe, step: int) -> float:
     """The rate that optimiser step `step` (from 0) uses."""
-    number, inside = locate(recipe, step)
+    number, inside = recipe.stage_at(step)
     stage, optim = recipe.stages[number], recipe.optim
     peak = optim.lr if stage.lr is None else stage.lr
     warmup = min(optim.warmup if stage.warmup is None else stage.warmup, stage.steps)

@@ -7,6 +7,7 @@ import yaml
 
 from radio_distill import documents, train
 from radio_distill.recipe import Recipe, load_recipe
+from radio_distill.student_config import StudentConfig
 from teachers.errors import UserError
 
 
@@ -179,3 +180,39 @@ def test_help_lists_every_key(capsys):
 def test_the_launcher_may_put_its_rank_in_front():
     options = train.parse(["--local_rank=0", "recipe.yaml", "a.b=1", "c=2"])
     assert (options.recipe, options.overrides) == ("recipe.yaml", ["a.b=1", "c=2"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["stages.0.streams=[lo]"], "stages.0.streams: no stream 'lo' among low, high"),
+        (["stages.0.streams=[low]"], "streams.high is in no stage"),
+        (["streams.low.teachers=[c]"], "streams.low.teachers: no teacher 'c' among a, b"),
+        (["streams.low.teachers=[a]", "streams.high.teachers=[a]"], "teachers.b is in no stream"),
+        (["loss.mesa.weight=1"], "set optim.ema, such as 0.9996"),
+        (["student.windows=[3]"], "depth ≥ 2 × global_blocks"),
+        (["student.windows=[5]", "student.global_blocks=1"], "student.windows: 5 divides no stream's grid"),
+        (["student.register_multiple=8"], "registers and register_multiple exclude each other"),
+        (["student.patch_bias=true", "student.stem=conv"], "patch_bias is for stem: linear"),
+    ],
+)
+def test_names_and_options_that_do_not_fit_together_are_told(tiny, overrides, text):
+    with pytest.raises(UserError, match="1 mistake") as caught:
+        load_recipe(tiny, overrides)
+    assert text in str(caught.value)
+
+
+def test_stages_choose_streams_and_streams_choose_teachers(tiny):
+    stages = "stages=[{steps: 3, streams: [low], freeze_trunk: 2}, {steps: 2}]"
+    recipe = load_recipe(tiny, [stages, "streams.low.teachers=[b]"])
+    taken = [list(recipe.streams_at(step)) for step in (0, 2, 3, 9)]
+    assert taken == [["low"], ["low"], ["low", "high"], ["low", "high"]]
+    assert [recipe.trunk_frozen(step) for step in range(5)] == [True, True, False, False, False]
+    assert (recipe.teachers_of("low"), recipe.teachers_of("high")) == (["b"], ["a", "b"])
+
+
+def test_a_register_multiple_fills_up_all_tokens_and_adds_a_whole_one_where_nothing_is_missing():
+    student = StudentConfig(register_multiple=8)
+    assert [student.register_count(teachers) for teachers in (1, 3, 8, 9)] == [7, 5, 8, 7]
+    assert StudentConfig(register_multiple=8, summary_tokens="one").register_count(3) == 7
+    assert StudentConfig(registers=5).register_count(3) == 5

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from radio_distill.recipe import Recipe
-from radio_distill.schedule import learning_rate, locate
+from radio_distill.schedule import learning_rate
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def recipe(tiny_recipe) -> Recipe:
 
 def test_steps_fall_into_stages(recipe):
     assert recipe.steps == 33
-    assert [locate(recipe, step) for step in (0, 9, 10, 29, 30, 32, 33)] == [
+    assert [recipe.stage_at(step) for step in (0, 9, 10, 29, 30, 32, 33)] == [
         (0, 0), (0, 9), (1, 0), (1, 19), (2, 0), (2, 2), (2, 3)
     ]  # fmt: skip
 
