@@ -60,12 +60,13 @@ class BatchMaker:
 
         def choose(size: Size) -> Crop:
             rng = numpy_rng(self._seed, "crop", self._stream, self._sources[source].name, visit, item.index)
-            return random_crop(size, aspect, config.scale, config.ratio, config.flip, rng)
+            shape = size[1] / size[0] if config.letterbox else aspect
+            return random_crop(size, shape, config.scale, config.ratio, config.flip, rng)
 
         self._seen += 1
         self._barren[source] += 1
         try:
-            fill(item, batch, choose, config.min_side)
+            fill(item, batch, choose, config.min_side, config.letterbox)
             self._barren[source] = 0
         except TooSmall:
             batch.too_small += 1
@@ -106,12 +107,15 @@ def empty(count: int, sizes: Sequence[Size], stream: str, index: int) -> Batch:
     return Batch(images=images, keys=[], stream=stream, index=index)
 
 
-def fill(item: Item, batch: Batch, choose: Callable, min_side: int) -> None:
+def fill(item: Item, batch: Batch, choose: Callable, min_side: int = 0, letterbox: bool = False) -> None:
     """Write the item's views into the batch's next row, or raise `BadPicture` or `TooSmall`."""
     if item.picture is None:
         raise BadPicture(item.problem)
-    render(item.picture, choose, batch.images, len(batch.keys), min_side)
+    row = len(batch.keys)
+    text, extent = render(item.picture, choose, batch.images, row, min_side, letterbox)
     batch.keys.append(item.key)
+    batch.crops.append(text)
+    batch.extents[row] = torch.tensor(extent)
 
 
 def note(batch: Batch, item: Item, error: BadPicture) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from radio_distill import tars, visits
 from radio_distill.batches import BatchMaker, empty, fill, note
 from radio_distill.loading import Loader
-from radio_distill.views import BadPicture, Batch, centre_crop, check_sizes
+from radio_distill.views import BadPicture, Batch, Crop, centre_crop, check_sizes
 from radio_distill.visits import Source
 from teachers.errors import UserError
 from teachers.features import Size
@@ -146,15 +146,21 @@ def read_all(
     name: str = "heldout",
     rank: int = 0,
     world: int = 1,
+    letterbox: bool = False,
 ) -> Iterator[Batch]:
-    """Batches of the first `limit` pictures, once, in order, the centre crop of each; the last batch may be smaller.
+    """Batches of the first `limit` pictures, once, in order; the last batch may be smaller.
 
-    Rank r of R gets pictures r, r + R, ... Bad samples are passed over (`Batch.skipped`); `UserError` if none is good.
+    Of each the centre crop, or with `letterbox` the whole, fitted into the size. Rank r of R gets pictures r, r + R,
+    ... Bad samples are passed over (`Batch.skipped`); `UserError` if none is good.
     """
     sizes = [(int(height), int(width)) for height, width in sizes]
     check_sizes(sizes, name)
     items = (item for shard in tars.resolve(shards, f"{name}.shards") for item in tars.read(shard))
     made, full, seen = empty(batch, sizes, name, 0), None, 0
+
+    def choose(size: Size) -> Crop:
+        return Crop(0, 0, *size) if letterbox else centre_crop(size, sizes[0][1] / sizes[0][0])
+
     for item in items:
         if seen == limit:
             break
@@ -164,7 +170,7 @@ def read_all(
         if len(made.keys) == batch:
             full, made = made, empty(batch, sizes, name, made.index + 1)
         try:
-            fill(item, made, lambda size: centre_crop(size, sizes[0][1] / sizes[0][0]), 0)
+            fill(item, made, choose, letterbox=letterbox)
         except BadPicture as error:
             note(full or made, item, error)  # so faults behind the last picture of all have a batch too
             continue
@@ -175,6 +181,7 @@ def read_all(
         yield full
     elif made.keys:
         made.images = {size: images[: len(made.keys)] for size, images in made.images.items()}
+        made.extents = made.extents[: len(made.keys)]
         yield made
     else:
         faults = [f"{shard}: {reason}" for shard, reasons in made.skipped.items() for reason in reasons]

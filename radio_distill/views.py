@@ -1,10 +1,12 @@
 """Turns an encoded picture into views: one crop of it at every size that the teachers and the student ask for.
 
 Pictures are C×H×W uint8 RGB until `Batch.float`. A crop is chosen before decoding, in pixels of the upright picture.
+A letterboxed view keeps the crop's aspect: it lies at the top left, and the rest of the view is 0.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import warnings
@@ -57,6 +59,12 @@ class Batch:
     skipped: dict[str, list[str]] = field(default_factory=dict)  # shard → why samples of it were passed over
     too_small: int = 0  # samples passed over for `min_side`
     position: dict[str, Any] = field(default_factory=dict)  # of the stream, after this batch
+    crops: list[str] = field(default_factory=list)  # a sample each: all that decides its pixels at a given size
+    extents: Tensor = None  # B×2 float32: share of the height and of the width that is picture; 1 without letterbox
+
+    def __post_init__(self) -> None:
+        if self.extents is None:
+            self.extents = torch.ones(len(next(iter(self.images.values()))), 2)
 
     def float(self, size: Size, device: torch.device | str | None = None) -> Tensor:
         """Images of one size, `B×3×H×W` float32 in [0, 1], moved to `device` as bytes where one is given."""
@@ -146,9 +154,24 @@ def orientation(picture: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def render(data: bytes, choose: Callable[[Size], Crop], out: dict[Size, Tensor], row: int, min_side: int = 0) -> None:
+class Placed(NamedTuple):
+    """What `render` took of a picture, and how much of its views that fills."""
+
+    text: str  # names the picture's bytes, the crop, and how it was decoded and placed: equal texts, equal pixels
+    extent: tuple[float, float]  # share of the height and of the width
+
+
+def render(
+    data: bytes,
+    choose: Callable[[Size], Crop],
+    out: dict[Size, Tensor],
+    row: int,
+    min_side: int = 0,
+    letterbox: bool = False,
+) -> Placed:
     """Decode a picture once and write the crop that `choose` takes of its size into `out[size][row]` for every size.
 
+    With `letterbox` the crop keeps its aspect and fills the share of every view that it fills of the first size.
     Raises `BadPicture` or `TooSmall`.
     """
     with warnings.catch_warnings():
@@ -157,13 +180,34 @@ def render(data: bytes, choose: Callable[[Size], Crop], out: dict[Size, Tensor],
         if min(declared) < min_side:
             raise TooSmall(f"{declared[1]}×{declared[0]}")
         crop = choose(declared)
-        _shrink_on_load(picture, min(min(crop.height / height, crop.width / width) for height, width in out))
+        extent = fitted((crop.height, crop.width), next(iter(out))) if letterbox else (1.0, 1.0)
+        filled = {size: tuple(max(1, round(side * share)) for side, share in zip(size, extent)) for size in out}
+        _shrink_on_load(picture, min(min(crop.height / h, crop.width / w) for h, w in filled.values()))
         pixels = torch.from_numpy(np.array(to_rgb(load(picture)))).permute(2, 0, 1)
-    crop = _scaled(crop, declared, (pixels.shape[1], pixels.shape[2]))
-    box = pixels[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    decoded = (pixels.shape[1], pixels.shape[2])
+    box = _scaled(crop, declared, decoded)
+    part = pixels[:, box.top : box.top + box.height, box.left : box.left + box.width]
     for size, images in out.items():
-        view = resize(box, size)
-        images[row] = view.flip(2) if crop.flip else view
+        height, width = filled[size]
+        view = resize(part, (height, width))
+        if (height, width) != size:
+            images[row].zero_()
+        images[row, :, :height, :width] = view.flip(2) if crop.flip else view
+    return Placed(_named(data, box, decoded, extent), extent)
+
+
+def fitted(picture: Size, size: Size) -> tuple[float, float]:
+    """The share of `size`'s height and width that `picture` fills when it is enlarged or shrunk to fit inside."""
+    scale = min(size[0] / picture[0], size[1] / picture[1])
+    return min(1.0, picture[0] * scale / size[0]), min(1.0, picture[1] * scale / size[1])
+
+
+def _named(data: bytes, box: Crop, decoded: Size, extent: tuple[float, float]) -> str:
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    # Large pictures are decoded smaller where no view needs all pixels, so the decoded size belongs to the name.
+    text = f"{digest} {box.height}×{box.width}+{box.top}+{box.left} of {decoded[0]}×{decoded[1]}"
+    placed = "" if extent == (1.0, 1.0) else f" fills {extent[0]:.6f}×{extent[1]:.6f}"
+    return f"{text}{' mirrored' if box.flip else ''}{placed}"
 
 
 def resize(picture: Tensor, size: Size) -> Tensor:

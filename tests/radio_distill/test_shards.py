@@ -36,9 +36,11 @@ def taken(stream, count):
 def same(ours, theirs):
     """Whether two rows of batches are equal to the bit, faults and positions included."""
     facts = [
-        [(b.index, b.keys, b.skipped, b.too_small, b.position, sorted(b.images)) for b in row] for row in (ours, theirs)
+        [(b.index, b.keys, b.crops, b.skipped, b.too_small, b.position, sorted(b.images)) for b in row]
+        for row in (ours, theirs)
     ]
     pairs = [(a.images[size], b.images[size]) for a, b in zip(ours, theirs) for size in a.images]
+    pairs += [(a.extents, b.extents) for a, b in zip(ours, theirs)]
     return facts[0] == facts[1] and all(torch.equal(*pair) for pair in pairs)
 
 
@@ -268,6 +270,31 @@ def test_the_middle_of_a_picture_is_what_held_out_reading_takes(tmp_path):
     write_tar(tmp_path / "s.tar", {"a.png": encoded(picture, "PNG")})
     batch = next(read_all(str(tmp_path / "s.tar"), None, [(16, 16)]))
     assert batch.float((16, 16)).mean((0, 2, 3)).tolist() == pytest.approx([0, 0, 1], abs=0.02)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_names_its_crops_and_visits_differ_in_them(tmp_path, workers):
+    shards = write_shards(tmp_path, shards=1, samples=4)
+    first, second = taken(stream_of(shards, workers=workers, sizes=lambda index: [(16, 16)], scale=(0.3, 0.5)), 2)
+    assert len(first.crops) == len(set(first.crops + second.crops)) / 2 == 4
+    digests = [{crop.split()[0] for crop in batch.crops} for batch in (first, second)]
+    if not workers:  # two readers share the shard: each sees one half of it, again and again
+        assert len(digests[0]) == 4 and digests[0] == digests[1]
+    assert torch.equal(first.extents, torch.ones(4, 2))
+
+
+def test_a_letterboxed_stream_keeps_whole_pictures_and_says_how_much_of_a_view_they_fill(tmp_path):
+    shards = write_shards(tmp_path, shards=1, samples=4)  # 48 wide, 40 high
+    options = {"letterbox": True, "scale": (1, 1), "flip": False, "sizes": lambda index: [(48, 48), (24, 24)]}
+    batch, again = taken(stream_of(shards, **options), 2)
+    assert sorted(batch.crops) == sorted(again.crops)
+    assert torch.allclose(batch.extents, torch.tensor([40 / 48, 1.0]).expand(4, 2))
+    assert not batch.images[48, 48][:, :, 40:].any() and not batch.images[24, 24][:, :, 20:].any()
+    assert batch.images[48, 48][:, :, :40].float().std() > 10
+    (held,) = read_all(shards, 3, [(48, 48)], letterbox=True)
+    assert held.extents.shape == (3, 2) and torch.equal(held.extents, batch.extents[:3])
+    for row, crop in enumerate(held.crops):
+        assert torch.equal(held.images[48, 48][row], batch.images[48, 48][batch.crops.index(crop)])
 
 
 def test_photographs_stream(tmp_path):

@@ -156,6 +156,48 @@ def test_a_centre_crop_is_the_largest_of_its_aspect():
     assert centre_crop((60, 20), 2.0) == Crop(25, 0, 10, 20)
 
 
+@pytest.mark.parametrize("picture", [(20, 60), (60, 20), (7, 5), (300, 200), (1, 90)])
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+def test_a_letterboxed_picture_is_whole_keeps_its_aspect_and_leaves_the_rest_black(picture, size):
+    data = encoded(Image.new("RGB", picture[::-1], "white"), "PNG")
+    out = {size: torch.full((2, 3, *size), 7, dtype=torch.uint8)}
+    _, (high, wide) = render(data, whole, out, 1, letterbox=True)
+    height, width = (max(1, round(share * side)) for share, side in zip((high, wide), size))
+    assert max(high, wide) == 1.0
+    assert abs(high * size[0] / (wide * size[1]) - picture[0] / picture[1]) < 1e-6 * picture[0]
+    assert (out[size][1, :, :height, :width] == 255).all() and out[size][1].sum() == 255 * 3 * height * width
+    assert (out[size][0] == 7).all()
+
+
+def test_a_letterbox_shrinks_as_a_plain_view_of_the_fitted_size_does():
+    picture = np.random.default_rng(0).integers(0, 256, (30, 60, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(picture), "PNG")
+    boxed = rendered(data, (24, 24), letterbox=True, choose=lambda size: Crop(0, 0, 30, 60, True))
+    assert torch.equal(boxed[:, :12], rendered(data, (12, 24), choose=lambda size: Crop(0, 0, 30, 60, True)))
+
+
+def test_equal_texts_mean_equal_pixels_and_any_difference_shows():
+    sizes = {"a": [(8, 8)], "b": [(8, 8), (64, 64)]}
+
+    def seen(data, crop, which="a", **options):
+        out = {size: torch.zeros(1, 3, *size, dtype=torch.uint8) for size in sizes[which]}
+        return render(data, lambda size: crop, out, 0, **options).text, out[8, 8]
+
+    one, other = jpeg(0, 300, 200), jpeg(1, 300, 200)
+    cases = [
+        seen(one, Crop(0, 0, 200, 200)),
+        seen(other, Crop(0, 0, 200, 200)),
+        seen(one, Crop(0, 100, 200, 200)),
+        seen(one, Crop(0, 0, 200, 200, True)),
+        seen(one, Crop(0, 0, 200, 300)),
+        seen(one, Crop(0, 0, 200, 300), letterbox=True),
+        seen(one, Crop(0, 0, 200, 200), "b"),  # decoded finer, since the second size needs it
+    ]
+    assert len({text for text, _ in cases}) == len(cases)
+    assert all(not torch.equal(a, b) for i, (_, a) in enumerate(cases) for _, b in cases[:i])
+    assert seen(one, Crop(0, 0, 200, 200))[0] == cases[0][0]
+
+
 def test_sizes_that_one_crop_suits():
     check_sizes([(432, 288), (378, 252), (224, 149)], "stream 'low'")
     with pytest.raises(UserError, match="stream 'low'"):
