@@ -110,7 +110,7 @@ def compete(contenders: Sequence[Contender], seconds: float | None, clock: Calla
             yield from (next(stream) for _ in range(recipe.statistics.batches))
 
     for contender in contenders:  # the first fits them, the others find them in the cache
-        contender.objective.prepare(batches, f"shelf {config.shards} seed {recipe.seed}")
+        contender.objective.begin_stage(0, batches, f"shelf {config.shards} seed {recipe.seed}")
     plain = next((c.objective for c in contenders if not c.needs_tiles), leader)
     alone: list[float] = []  # seconds that a teacher takes without tiles
     with ShardStream(config, name, recipe.seed, sizes) as stream:

@@ -68,8 +68,11 @@ class SharpenObjective:
         """One size, from which all views are cut."""
         return [self.image_size]
 
-    def prepare(self, batches: Callable[[], Iterable[Batch]], note: str) -> dict[str, Any]:
-        """Fit the teacher's PHI-S statistics, or take them from the cache."""
+    def begin_stage(self, number: int, batches: Callable[[], Iterable[Batch]], note: str) -> dict[str, Any]:
+        """Fit the teacher's PHI-S statistics before the first stage, or take them from the cache; later ones keep
+        them."""
+        if number > 0:
+            return {}
 
         def see() -> Moments:
             moments = Moments(self.encoder.dims.spatial, device=self.device)
@@ -84,6 +87,9 @@ class SharpenObjective:
         moments = cached_moments(self.cache, self.encoder.identity, note, self.statistics_batches, see, self.say)
         self.model.adapter.phi_s.load_state_dict(fit(moments).state_dict())
         return {f"alpha {self.encoder.name}": self.model.adapter.phi_s.alpha.item()}
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows the weights of a sharpener."""
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict]:
         """The JBU and the uncertainty learn at rates of their own; only matrices of the rest decay."""

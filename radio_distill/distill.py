@@ -54,8 +54,10 @@ class DistillObjective:
         size = self.student_size(stream, index)
         return list(dict.fromkeys([size, *self._teacher_sizes(stream, size).values()]))
 
-    def prepare(self, batches: Callable[[], Iterable[Batch]], note: str) -> dict[str, Any]:
-        """Fit the teachers' normalisers on the batches of the first stream; returns what there is to tell."""
+    def begin_stage(self, number: int, batches: Callable[[], Iterable[Batch]], note: str) -> dict[str, Any]:
+        """Fit the teachers' normalisers on batches of the first stream, before the first stage; returns facts."""
+        if number > 0:
+            return {}
         stream = next(iter(self.recipe.streams))
         grid = self._grid(self.student_size(stream, 0))
         fit_statistics(
@@ -70,6 +72,9 @@ class DistillObjective:
             say=self.say,
         )
         return {f"alpha {name}": teacher.phi_s.alpha.item() for name, teacher in self.teachers.items()}
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows the weights yet."""
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict]:
         return decay_groups(self.model, lr, weight_decay)

@@ -47,8 +47,15 @@ class Objective(Protocol):
     def sizes(self, stream: str, index: int) -> list[Size]:
         """Image sizes that batch `index` of a stream must carry: deterministic, the same on all ranks."""
 
-    def prepare(self, batches: Callable[[], Iterable[Batch]], note: str) -> Mapping[str, Any]:
-        """Before the first step: fit what must be known of the teachers; `note` names the data for a cache."""
+    def begin_stage(self, number: int, batches: Callable[[], Iterable[Batch]], note: str) -> Mapping[str, Any]:
+        """Before a stage's first step: fit what must be known of the teachers; returns facts to print.
+
+        `batches` begins the stage's first stream anew, with crops that training does not see; `note` names that data
+        for a cache.
+        """
+
+    def after_step(self, step: int) -> None:
+        """The weights have just been stepped to those of `step` finished steps, and are whole on every rank."""
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict]:
         """The optimiser's groups; `lr_scale` in a group multiplies the schedule for it."""
@@ -65,7 +72,7 @@ class Objective(Protocol):
         """PCA pictures by name."""
 
     def state(self) -> Mapping[str, Tensor]:
-        """What `prepare` fixed; saved with every checkpoint."""
+        """All that the objective holds besides weights; saved with every checkpoint."""
 
     def load_state(self, state: Mapping[str, Tensor]) -> None: ...
 
@@ -128,11 +135,12 @@ class Training:
                 batch.stream, batch.index = name, 0
                 yield batch
 
-    def prepare(self, stopper: Stopper) -> None:
-        """Fit what the objective must know of its teachers; a resumed run has it from its checkpoint."""
-        if self.started_from:
-            return
-        config, first = self.recipe.statistics, next(iter(self.recipe.streams))
+    def begin_stage(self, stopper: Stopper) -> None:
+        """Before a stage's first step: fit what the objective must know of its teachers."""
+        number, inside = self.recipe.stage_at(self.step)
+        if inside:
+            return  # a run resumed inside a stage has it from its checkpoint
+        config, first = self.recipe.statistics, next(iter(self.recipe.streams_at(self.step)))
         stream = self.recipe.streams[first]
         crops = f"{stream.batch} {stream.scale} {stream.ratio} {stream.flip} {stream.min_side}"
         note = f"{_data_note(stream)} {crops} seed {self.recipe.seed} ranks {self.world.size}"
@@ -142,11 +150,13 @@ class Training:
             with self.stream(first, resume=False, seed=seed_of("statistics", self.recipe.seed)) as batches:
                 for _ in range(config.batches):
                     if stopper.asked():
-                        raise RankError(f"stopped before the first step: {stopper.reason}")
+                        raise RankError(f"stopped before the first step of stage {number}: {stopper.reason}")
                     yield _take(batches)
 
-        facts = self.objective.prepare(batches, note)
-        self.console.say("teacher statistics: " + ", ".join(f"{key} {value:.4g}" for key, value in facts.items()))
+        facts = self.objective.begin_stage(number, batches, note)
+        if facts:
+            told = ", ".join(f"{key} {value:.4g}" for key, value in facts.items())
+            self.console.say(f"teacher statistics: {told}")
 
     # One step -----------------------------------------------------------------------------------------------------
 
@@ -254,7 +264,7 @@ def _data_note(stream: StreamConfig) -> str:
 def train(recipe: Recipe, objective: Objective, world: World, stopper: Stopper) -> bool:
     """Train to the recipe's last step, or until asked to stop; True if the run is finished. All ranks call it."""
     training = Training(recipe, objective, world)
-    training.prepare(stopper)
+    training.begin_stage(stopper)
     console, output = training.console, recipe.output
     journal = Journal(training.run, training.step if training.started_from else None) if world.first else None
     mirrors = open_mirrors(recipe, console.say) if world.first else []

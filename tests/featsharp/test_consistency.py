@@ -24,7 +24,7 @@ def objective(tmp_path, config: dict, teacher=None) -> SharpenObjective:
     made = SharpenObjective(
         teacher, SharpenerConfig.model_validate(config), cache=tmp_path, statistics_batches=3, say=lambda text: None
     )
-    made.prepare(lambda: (Pictures(made.image_size, 4, n) for n in range(3)), "toys")
+    made.begin_stage(0, lambda: (Pictures(made.image_size, 4, n) for n in range(3)), "toys")
     return made
 
 

@@ -44,7 +44,7 @@ def write_run(folder, heldout: str | None = None, seed: int = 0, steps: int = 2,
         say=lambda text: None,
         built_from=built_from,
     )
-    objective.prepare(lambda: (Pictures(objective.image_size, 4, n) for n in range(2)), "toys")
+    objective.begin_stage(0, lambda: (Pictures(objective.image_size, 4, n) for n in range(2)), "toys")
     optimizer = torch.optim.NAdam(objective.param_groups(3e-3, 0.0))
     for step in range(steps):
         total, _ = objective.losses(

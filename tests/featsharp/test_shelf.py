@@ -137,7 +137,7 @@ def objective(name: str, tmp_path) -> SharpenObjective:
         cache=tmp_path / "cache",
         say=lambda text: None,
     )
-    made.prepare(lambda: [Pictures(made.image_size, 8, 0)], "toys")
+    made.begin_stage(0, lambda: [Pictures(made.image_size, 8, 0)], "toys")
     return made
 
 

@@ -31,7 +31,7 @@ def objective(tmp_path, seed: int = 0, **config) -> SharpenObjective:
         say=lambda text: None,
         built_from=BUILT_FROM,
     )
-    made.prepare(lambda: (Pictures(made.image_size, 4, n) for n in range(3)), "toys")
+    made.begin_stage(0, lambda: (Pictures(made.image_size, 4, n) for n in range(3)), "toys")
     return made
 
 
