@@ -285,7 +285,13 @@ def test_a_batch_names_its_crops_and_visits_differ_in_them(tmp_path, workers):
 
 def test_a_letterboxed_stream_keeps_whole_pictures_and_says_how_much_of_a_view_they_fill(tmp_path):
     shards = write_shards(tmp_path, shards=1, samples=4)  # 48 wide, 40 high
-    options = {"letterbox": True, "scale": (1, 1), "flip": False, "sizes": lambda index: [(48, 48), (24, 24)]}
+    options = {
+        "letterbox": True,
+        "scale": (1, 1),
+        "ratio": (1, 1),
+        "flip": False,
+        "sizes": lambda index: [(48, 48), (24, 24)],
+    }
     batch, again = taken(stream_of(shards, **options), 2)
     assert sorted(batch.crops) == sorted(again.crops)
     assert torch.allclose(batch.extents, torch.tensor([40 / 48, 1.0]).expand(4, 2))
