@@ -68,21 +68,28 @@ class OpenClipEncoder(FrozenEncoder):
     def has_text(self) -> bool:
         return True
 
+    @property
+    def tokenizer(self) -> Callable[[list[str]], Tensor]:
+        """Texts → tokens `N×context`, as the text tower was trained to read them."""
+        if self._tokenizer is None:
+            self._tokenizer = tokenizer(self.source, self.name)
+        return self._tokenizer
+
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Texts → `N×D_s` fp32 of unit length, in the space of `Features.summary`."""
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Tokens `N×context` → `N×D_s` fp32 in the space of `Features.summary`, of whatever length."""
         here = self.whiten.mean.device
         if here.type == "meta":
             raise UserError(f"{self.name} was built without weights: it cannot embed texts")
-        if self._tokenizer is None:
-            self._tokenizer = tokenizer(self.source, self.name)
         if self.text is None:
             self.text = _whole_model(self.source).to(self.dtype).eval().requires_grad_(False)
             self.text.visual = nn.Identity()  # it stands in self.network already
         self.text.to(here)
-        tokens = self._tokenizer(list(texts)).to(here)
-        embedded = [self.text.encode_text(chunk).float() for chunk in tokens.split(TEXTS_AT_ONCE)]
-        return F.normalize(torch.cat(embedded), dim=-1)
+        return torch.cat([self.text.encode_text(chunk).float() for chunk in tokens.to(here).split(TEXTS_AT_ONCE)])
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Texts → `N×D_s` fp32 of unit length, in the space of `Features.summary`."""
+        return F.normalize(self.encode_tokens(self.tokenizer(list(texts))), dim=-1)
 
 
 def build(
