@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from featsharp.bias import PositionBias
 from featsharp.budget import limit
 from featsharp.config import SharpenerConfig
-from featsharp.spectral import folded_state, reparametrise
 from featsharp.tiles import Tiled, each
 from featsharp.upsamplers import build_upsampler
 from teachers.errors import UserError
 from teachers.features import Encoder
 from teachers.phi_s import PhiS
+from teachers.spectral import folded_state, reparametrise
 
 KIND, VERSION = "featsharp-adapter", 1
 WEIGHTS, CONFIG = "adapter.safetensors", "config.json"

