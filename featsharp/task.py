@@ -62,7 +62,7 @@ class SharpenObjective:
         encoder.check_size(encoder.native_size)
         self.fidelity: dict[str, float] = {}  # of the last evaluation
 
-    # What the loop asks for (radio_distill/loop.py, `Objective`) --------------------------------------------------
+    # What the loop asks for (radio_distill/objectives.py, `Objective`) --------------------------------------------
 
     def sizes(self, stream: str, index: int) -> list[Size]:
         """One size, from which all views are cut."""

@@ -19,14 +19,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from radio_distill.recipe import OptimConfig, Recipe
+from radio_distill.optimisers import build_optimizer
+from radio_distill.recipe import Recipe
 from teachers.errors import UserError
 
 # What the recipe says elsewhere: two places for one thing would disagree one day.
 OURS = {
     "train_batch_size": "streams.NAME.batch",
     "train_micro_batch_size_per_gpu": "streams.NAME.batch",
-    "gradient_accumulation_steps": "streams (one micro-batch a stream)",
+    "gradient_accumulation_steps": "streams and optim.accumulate",
     "gradient_clipping": "optim.clip",
     "optimizer": "optim",
     "scheduler": "optim and stages",
@@ -154,13 +155,6 @@ def autocast(precision: str, device: torch.device) -> Callable[[], AbstractConte
     return lambda: torch.autocast(device.type, torch.bfloat16)
 
 
-def build_optimizer(config: OptimConfig, groups: list[dict], device: torch.device) -> torch.optim.Optimizer:
-    """The optimiser that the recipe names; a group's `lr_scale` multiplies the schedule for it."""
-    if config.name == "nadam":
-        return torch.optim.NAdam(groups, lr=config.lr, betas=config.betas, decoupled_weight_decay=True)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=device.type in ("cpu", "cuda"))
-
-
 def check_deepspeed(recipe: Recipe) -> None:
     """Raise `UserError` for a `deepspeed` section that repeats the recipe, or that cannot be trained with."""
     given = recipe.deepspeed
@@ -179,6 +173,12 @@ def check_deepspeed(recipe: Recipe) -> None:
     for key, why in (("bf16", "parameters stay fp32 here"), ("fp16", "teachers' features overflow it")):
         if given.get(key, {}).get("enabled"):
             raise UserError(f"deepspeed.{key}: {why}", todo="remove it and use precision=bf16")
+    if recipe.optim.name == "lamb" and zero_stage(recipe) > 0:
+        raise UserError(
+            f"optim.name=lamb with deepspeed.zero_optimization.stage={zero_stage(recipe)}: LAMB scales a step by the "
+            "norm of each weight tensor, and this stage splits tensors over ranks",
+            todo="use deepspeed.zero_optimization.stage=0, or optim.name=adamw",
+        )
 
 
 def zero_stage(recipe: Recipe) -> int:
@@ -190,7 +190,9 @@ def deepspeed_config(recipe: Recipe, precision: str) -> dict[str, Any]:
     """The recipe's `deepspeed` section, with what the recipe says elsewhere filled in."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # nominal: every stream brings its own, and losses are means
-        "gradient_accumulation_steps": len(recipe.streams),
+        # The most of any stage, for what DeepSpeed sets aside; where a step ends, `backward` says.
+        "gradient_accumulation_steps": recipe.optim.accumulate
+        * max(len(stage.streams or recipe.streams) for stage in recipe.stages),
         "gradient_clipping": recipe.optim.clip,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
@@ -214,16 +216,29 @@ def start_engine(recipe: Recipe, model: nn.Module, groups: list[dict], precision
     return engine
 
 
+def backward(engine: Any, loss: torch.Tensor, *, last: bool) -> None:
+    """Add the gradient of one micro-batch's loss, already weighed among those of its step; `last` ends the step.
+
+    Stages of a recipe differ in micro-batches a step, and DeepSpeed's own count and scale are fixed when it starts.
+    """
+    engine.set_gradient_accumulation_boundary(last)
+    engine.backward(loss, scale_wrt_gas=False)
+
+
 def optimizer_step(engine: Any) -> float:
     """Take the optimiser step; returns the norm of the reduced gradient, before clipping.
 
     Stage 0 has forgotten its gradients after the step; ZeRO learns their norm only in it.
     """
-    norm = None
-    if engine.zero_optimization_stage() == 0:
+    norm, stage = None, engine.zero_optimization_stage()
+    if stage == 0:
         norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
     engine.step()
     norm = engine.get_global_grad_norm() if norm is None else norm
+    if stage == 3:
+        # DeepSpeed overwrites a gradient in the first micro-batch of a step and adds to it in the others: a head that
+        # the first one does not use, or a frozen trunk, would be stepped along the last step's gradient again.
+        engine.optimizer.grad_partitions_flat_buffer.zero_()
     return float("nan") if norm is None else float(norm)
 
 

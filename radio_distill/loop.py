@@ -1,8 +1,9 @@
 """A recipe and an objective → a finished run: the only training loop, whatever is trained.
 
-One optimiser step takes one batch from every stream. All randomness of a step is seeded from (seed, step, stream,
-rank), and every stream says after each batch where it stands: so weights, optimiser, a step number and those positions
-are the whole state, and a run that was killed goes on as if nothing had happened, bit for bit.
+One optimiser step takes a batch, or several, from every stream of its stage. All randomness of a step is seeded from
+(seed, step, stream, rank), and every stream says after each batch where it stands: so weights, optimiser, what the
+objective holds, a step number and those positions are the whole state, and a run that was killed goes on as if nothing
+had happened, bit for bit.
 """
 
 from __future__ import annotations
@@ -10,74 +11,30 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from radio_distill import checkpoint, curves
 from radio_distill.console import Console
-from radio_distill.engine import RankError, World, choose_precision, optimizer_step, start_engine
+from radio_distill.engine import RankError, World, backward, choose_precision, optimizer_step, start_engine
 from radio_distill.journal import Journal
 from radio_distill.mirrors import open_mirrors
+from radio_distill.objectives import Objective
+from radio_distill.optimisers import freeze
 from radio_distill.recipe import Recipe, StreamConfig
 from radio_distill.run_folder import EXPORT
-from radio_distill.schedule import learning_rate
+from radio_distill.schedule import images_seen, learning_rate
 from radio_distill.shards import ShardStream, read_all
 from radio_distill.stopping import Stopper
 from radio_distill.views import Batch
 from radio_distill.visits import sources_of
 from teachers.errors import UserError
-from teachers.features import Size
 from teachers.seeding import seed_of, torch_rng
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 PICTURED = 4  # images a PCA picture
-
-
-class Objective(Protocol):
-    """What is trained, and towards what; `DistillObjective` and `featsharp.task.SharpenObjective` are the two."""
-
-    model: nn.Module  # everything trainable, as one module
-
-    def sizes(self, stream: str, index: int) -> list[Size]:
-        """Image sizes that batch `index` of a stream must carry: deterministic, the same on all ranks."""
-
-    def begin_stage(self, number: int, batches: Callable[[], Iterable[Batch]], note: str) -> Mapping[str, Any]:
-        """Before a stage's first step: fit what must be known of the teachers; returns facts to print.
-
-        `batches` begins the stage's first stream anew, with crops that training does not see; `note` names that data
-        for a cache.
-        """
-
-    def after_step(self, step: int) -> None:
-        """The weights have just been stepped to those of `step` finished steps, and are whole on every rank."""
-
-    def param_groups(self, lr: float, weight_decay: float) -> list[dict]:
-        """The optimiser's groups; `lr_scale` in a group multiplies the schedule for it."""
-
-    def losses(
-        self, model: nn.Module, batch: Batch, step: int, generator: torch.Generator
-    ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """The loss of one batch and its parts by name; `model` is `self.model` inside the engine."""
-
-    def evaluate(self, batches: Iterable[Batch]) -> Mapping[str, float]:
-        """Label-free figures on held-out batches."""
-
-    def pictures(self, batch: Batch) -> Mapping[str, Image]:
-        """PCA pictures by name."""
-
-    def state(self) -> Mapping[str, Tensor]:
-        """All that the objective holds besides weights; saved with every checkpoint."""
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
-
-    def artefact(self, folder: Path) -> None:
-        """Write what users load."""
 
 
 class Training:
@@ -88,7 +45,8 @@ class Training:
         self.started_from = checkpoint.latest(self.run)
         self.step = 0
         self.positions: dict[str, Any] = {}  # this rank's, by stream, after the last batch taken
-        self._saved_positions: list[dict[str, Any]] = []  # every rank's, of the checkpoint resumed from
+        self._left: dict[str, list[Any]] = {}  # every rank's, by stream, where a stage or another process left it
+        self._stage: int | None = None  # the last one begun
         precision, why = choose_precision(recipe.precision, world.device)
         groups = objective.param_groups(recipe.optim.lr, recipe.optim.weight_decay)
         self.engine = start_engine(recipe, objective.model, groups, precision, world)
@@ -96,14 +54,14 @@ class Training:
             facts, tensors = checkpoint.load(self.started_from, self.engine, world)
             objective.load_state(tensors)
             self.step = facts["step"]
-            self._saved_positions = facts["positions"]
+            self._left = facts["positions"]
         self.console = Console(world.first, recipe.steps, self.step)
         self.console.say(self._first_line(precision, why))
 
     def _first_line(self, precision: str, why: str) -> str:
         ranks = f"{self.world.size} rank{'s' if self.world.size > 1 else ''} on {self.world.device.type}"
         if self.started_from:
-            samples = sum(s.batch for s in self.recipe.streams.values()) * self.step * self.world.size
+            samples = images_seen(self.recipe, self.step) * self.world.size
             begin = f"resuming at step {self.step}, sample {samples} ({self.started_from})"
         else:
             begin = "starting from scratch (no checkpoint there yet)"
@@ -112,7 +70,7 @@ class Training:
     # Data ---------------------------------------------------------------------------------------------------------
 
     def stream(self, name: str, *, resume: bool, seed: int) -> ShardStream:
-        """Endless batches of one stream, from its start or from where the checkpoint left it."""
+        """Endless batches of one stream, from its start or from where it was left."""
         stream = ShardStream(
             self.recipe.streams[name],
             name=name,
@@ -120,29 +78,49 @@ class Training:
             sizes=lambda index: self.objective.sizes(name, index),
             rank=self.world.rank,
             world=self.world.size,
-            position=[positions[name] for positions in self._saved_positions] if resume else None,
+            position=self._left.get(name) if resume else None,
         )
         if stream.notice:
             self.console.say(stream.notice)
         return stream
+
+    def streams(self, opened: dict[str, ShardStream]) -> dict[str, ShardStream]:
+        """The streams of the present stage: those of `opened` that it goes on with, others closed, new ones opened."""
+        wanted = self.recipe.streams_at(self.step)
+        if opened.keys() == wanted.keys():
+            return opened
+        if opened:
+            self._gather_positions()
+        for name in opened.keys() - wanted.keys():
+            opened[name].close()
+        return {
+            name: opened[name] if name in opened else self.stream(name, resume=True, seed=self.recipe.seed)
+            for name in wanted
+        }
+
+    def _gather_positions(self) -> None:
+        everybody = self.world.gather(self.positions)
+        self._left |= {name: [positions[name] for positions in everybody] for name in self.positions}
 
     def heldout(self, limit: int | None = None) -> Iterator[Batch]:
         """The held-out pictures, once for every stream, at the sizes of that stream's first batch."""
         config = self.recipe.heldout
         for name in self.recipe.streams if config else ():
             sizes = self.objective.sizes(name, 0)
-            for batch in read_all(config.shards, limit or config.samples, sizes, batch=config.batch):
+            box = self.recipe.streams[name].letterbox
+            for batch in read_all(config.shards, limit or config.samples, sizes, batch=config.batch, letterbox=box):
                 batch.stream, batch.index = name, 0
                 yield batch
 
     def begin_stage(self, stopper: Stopper) -> None:
         """Before a stage's first step: fit what the objective must know of its teachers."""
         number, inside = self.recipe.stage_at(self.step)
-        if inside:
+        if number == self._stage or inside:
             return  # a run resumed inside a stage has it from its checkpoint
+        self._stage = number
         config, first = self.recipe.statistics, next(iter(self.recipe.streams_at(self.step)))
         stream = self.recipe.streams[first]
-        crops = f"{stream.batch} {stream.scale} {stream.ratio} {stream.flip} {stream.min_side}"
+        crops = f"{stream.batch} {stream.scale} {stream.ratio} {stream.flip} {stream.min_side} {stream.letterbox}"
         note = f"{_data_note(stream)} {crops} seed {self.recipe.seed} ranks {self.world.size}"
 
         def batches() -> Iterator[Batch]:
@@ -163,32 +141,33 @@ class Training:
     def one_step(self, streams: Mapping[str, Iterator[Batch]], stopper: Stopper) -> tuple[dict[str, float], dict, bool]:
         """One optimiser step → (journal fields averaged over ranks, unreadable samples, whether anybody must stop)."""
         rate = learning_rate(self.recipe, self.step)
-        for group in self.engine.optimizer.param_groups:
+        groups = self.engine.optimizer.param_groups
+        freeze(groups, "trunk" if self.recipe.trunk_frozen(self.step) else None)
+        for group in groups:
             group["lr"] = rate * group["lr_scale"]
         self.engine.train()
-        logs: dict[str, Tensor] = {}
+        logs: dict[str, list[Tensor]] = {}
         skipped: dict[str, list[str]] = {}
-        weights, waited = self._weights(), 0.0
-        for number, (name, stream) in enumerate(streams.items()):
+        weights, waited = self._weights(streams), 0.0
+        rounds = [(turn, name) for turn in range(self.recipe.optim.accumulate) for name in streams]
+        for number, (turn, name) in enumerate(rounds, start=1):
             before = time.perf_counter()
-            batch = _take(stream)
+            batch = _take(streams[name])
             waited += time.perf_counter() - before
             self.positions[name] = batch.position
             for shard, reasons in batch.skipped.items():
                 skipped.setdefault(shard, []).extend(reasons)
-            place = ("step", self.recipe.seed, self.step, name, self.world.rank)
+            place = ("step", self.recipe.seed, self.step, name, self.world.rank, *([turn] if turn else []))
             torch.manual_seed(seed_of(*place))
             total, parts = self.objective.losses(self.engine, batch, self.step, torch_rng(*place))
-            self.engine.backward(total * weights[name])
-            logs[f"{name}/loss"] = total.detach()
-            logs |= {f"{name}/{key}": torch.as_tensor(value) for key, value in parts.items()}
-            if number < len(streams) - 1:
-                self.engine.step()
+            backward(self.engine, total * weights[name] / len(rounds), last=number == len(rounds))
+            for key, value in {"loss": total, **parts}.items():
+                logs.setdefault(f"{name}/{key}", []).append(torch.as_tensor(value).detach())
         norm = optimizer_step(self.engine)
         # One collective carries the losses, the bad samples and the wish to stop.
-        numbers = torch.stack([v.detach().double().cpu().reshape(()) for v in logs.values()])
+        numbers = [torch.stack([v.double().cpu().reshape(()) for v in values]).mean() for values in logs.values()]
         extra = torch.tensor([sum(map(len, skipped.values())), stopper.asked()], dtype=torch.float64)
-        summed = self.world.sum(torch.cat([numbers, extra])).cpu()
+        summed = self.world.sum(torch.cat([torch.stack(numbers), extra])).cpu()
         fields = {key: value / self.world.size for key, value in zip(logs, summed[:-2].tolist())}
         self._check_finite(fields | {"norm": norm})
         if summed[-2]:
@@ -196,15 +175,19 @@ class Training:
             skipped = {s: [r for one in everybody for r in one.get(s, [])] for one in everybody for s in one}
         loss = sum(fields[f"{name}/loss"] * weights[name] for name in streams) / len(streams)
         self.step += 1
+        if self.recipe.optim.ema is not None:
+            with checkpoint.whole_parameters(self.engine):
+                self.objective.after_step(self.step)
         return {"loss": loss, **fields, "lr": rate, "norm": norm, "wait": waited}, skipped, bool(summed[-1])
 
-    def _weights(self) -> dict[str, float]:
-        """What each stream's loss is multiplied by; DeepSpeed then takes the mean over streams and ranks."""
-        streams, reduce = self.recipe.streams, self.recipe.loss.reduce
+    def _weights(self, streams: Iterable[str]) -> dict[str, float]:
+        """What each stream's loss is multiplied by before the mean over streams, micro-batches and ranks is taken."""
+        streams, reduce = list(streams), self.recipe.loss.reduce
         if reduce == "stream_mean":
             return dict.fromkeys(streams, 1.0)
-        shares = reduce if isinstance(reduce, dict) else {name: s.batch for name, s in streams.items()}
-        return {name: len(streams) * shares[name] / sum(shares.values()) for name in streams}
+        shares = reduce if isinstance(reduce, dict) else {name: self.recipe.streams[name].batch for name in streams}
+        whole = sum(shares[name] for name in streams)
+        return {name: len(streams) * shares[name] / whole for name in streams}
 
     def _check_finite(self, fields: dict[str, float]) -> None:
         bad = [key for key, value in fields.items() if value != value or value in (float("inf"), float("-inf"))]
@@ -218,8 +201,8 @@ class Training:
     # Between steps ------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        positions = self.world.gather(self.positions)
-        facts = {"step": self.step, "world": self.world.size, "positions": positions}
+        self._gather_positions()
+        facts = {"step": self.step, "world": self.world.size, "positions": self._left}
         checkpoint.save(
             self.run, self.engine, self.step, dict(self.objective.state()), facts,
             keep=self.recipe.output.keep, world=self.world,
@@ -235,12 +218,15 @@ class Training:
             raise checkpoint.not_written(f"the export {self.run / EXPORT}", self.run, error) from error
 
     def write_pictures(self) -> None:
-        if not (self.world.first and self.recipe.heldout):
+        everybody = self.engine.zero_optimization_stage() == 3  # whose model answers only when all ranks ask
+        if not self.recipe.heldout or not (self.world.first or everybody):
             return
         folder = self.run / "pictures"
         folder.mkdir(exist_ok=True)
         for batch in self.heldout(limit=PICTURED):
             for key, picture in self.objective.pictures(batch).items():
+                if not self.world.first:
+                    continue
                 temporary = folder / f".{key}.tmp.png"
                 picture.save(temporary)
                 temporary.replace(folder / f"step-{self.step:08d}-{key}.png")
@@ -287,13 +273,12 @@ def train(recipe: Recipe, objective: Objective, world: World, stopper: Stopper) 
 
     if training.step < recipe.steps and not training.started_from:
         judge()
-    streams = {
-        name: training.stream(name, resume=bool(training.started_from), seed=recipe.seed) for name in recipe.streams
-    }
-    images = sum(stream.batch for stream in recipe.streams.values()) * world.size
+    streams: dict[str, ShardStream] = {}
     stopping = False
     with stopper:
         while training.step < recipe.steps and not stopping:
+            training.begin_stage(stopper)
+            streams = training.streams(streams)
             begun = time.perf_counter()
             fields, skipped, stopping = training.one_step(streams, stopper)
             note("step", **fields, seconds=round(time.perf_counter() - begun, 4))
@@ -302,13 +287,15 @@ def train(recipe: Recipe, objective: Objective, world: World, stopper: Stopper) 
                 console.say(f"skipped {len(reasons)} of {shard}: {reasons[0]}")
             console.tick(training.step)
             if due(output.log):
-                by_stream = {name: fields[f"{name}/loss"] for name in recipe.streams}
+                by_stream = {name: fields[f"{name}/loss"] for name in streams}
+                images = world.size * recipe.optim.accumulate * sum(recipe.streams[name].batch for name in streams)
                 console.line(training.step, fields["loss"], by_stream, fields["norm"], fields["lr"], images)
             if due(output.heldout):
                 judge()
             if due(output.pictures):
                 training.write_pictures()
-            if due(output.save) or stopping:
+            # At the end of a stage too: statistics come before the next one, and may be interrupted.
+            if due(output.save) or stopping or recipe.stage_at(training.step)[1] == 0:
                 training.save()
                 if world.first:
                     curves.draw(training.run)

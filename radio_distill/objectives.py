@@ -1,10 +1,65 @@
-"""A recipe's `task` → the objective that the loop trains."""
+"""A recipe's `task` → the objective that the loop trains, and what the loop asks of any."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
 from radio_distill.engine import World, autocast, choose_precision
-from radio_distill.loop import Objective
 from radio_distill.recipe import Recipe
+from teachers.features import Size
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from radio_distill.views import Batch
+
+
+class Objective(Protocol):
+    """What is trained, and towards what; `DistillObjective` and `featsharp.task.SharpenObjective` are the two."""
+
+    model: nn.Module  # everything trainable, as one module
+
+    def sizes(self, stream: str, index: int) -> list[Size]:
+        """Image sizes that batch `index` of a stream must carry: deterministic, the same on all ranks."""
+
+    def begin_stage(self, number: int, batches: Callable[[], Iterable[Batch]], note: str) -> Mapping[str, Any]:
+        """Before a stage's first step: fit what must be known of the teachers; returns facts to print.
+
+        `batches` begins the stage's first stream anew, with crops that training does not see; `note` names that data
+        for a cache.
+        """
+
+    def after_step(self, step: int) -> None:
+        """The weights have just been stepped to those of `step` finished steps, and are whole on every rank."""
+
+    def param_groups(self, lr: float, weight_decay: float) -> list[dict]:
+        """The optimiser's groups; a group's `lr_scale` multiplies the schedule for it, and its `part` ("trunk") can be
+        frozen."""
+
+    def losses(
+        self, model: nn.Module, batch: Batch, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        """The loss of one batch and its parts by name, the same names on all ranks; `model` is `self.model` inside the
+        engine."""
+
+    def evaluate(self, batches: Iterable[Batch]) -> Mapping[str, float]:
+        """Label-free figures on held-out batches."""
+
+    def pictures(self, batch: Batch) -> Mapping[str, Image]:
+        """PCA pictures by name."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """All that the objective holds besides weights; saved with every checkpoint."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+    def artefact(self, folder: Path) -> None:
+        """Write what users load."""
 
 
 def build_objective(recipe: Recipe, world: World) -> Objective:
