@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from teachers.errors import UserError
-from teachers.radio_encoder import CONFIG, FORMAT, WEIGHTS
+from teachers.radio_files import CONFIG, FORMAT, WEIGHTS
 
 if TYPE_CHECKING:
     from radio_distill.distill import DistillObjective

@@ -58,6 +58,7 @@ class PatchGenerator(nn.Module):
         """B×3×H×W → B×(T+R+N)×D; `frames`: see `PositionTable`."""
         grid = images.shape[2] // self.patch, images.shape[3] // self.patch
         embedded = self.embedder(images)
-        embedded = embedded + self.positions(len(images), grid, frames).to(embedded.dtype)
-        tokens = self.tokens.to(embedded.dtype).expand(len(images), -1, -1)
+        batch = images.shape[0]  # no len(): it would fix the batch of an exported graph
+        embedded = embedded + self.positions(batch, grid, frames).to(embedded.dtype)
+        tokens = self.tokens.to(embedded.dtype).expand(batch, -1, -1)
         return torch.cat([tokens, embedded], dim=1)

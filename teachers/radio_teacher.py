@@ -1,4 +1,4 @@
-"""Turns a run or export folder into the student in it (or one of its heads), as an encoder family of the catalogue."""
+"""Turns a student's files (a run, an export, a released RADIO) into it or one of its heads: an encoder family."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from teachers.errors import UserError
 from teachers.features import Encoder
 from teachers.frozen import as_size, on_meta
-from teachers.radio import RadioModel, RadioSpec
-from teachers.radio_encoder import WEIGHTS, RadioEncoder, find_export, read_config
+from teachers.radio import RadioModel
+from teachers.radio_encoder import RadioEncoder
+from teachers.radio_files import WHAT, find_student, read_spec, weights_file
 from teachers.weight_files import SHIPPED
 
 TRAINED_BY = {"radio_l": "recipes/radio_l.yaml"}
@@ -28,23 +29,24 @@ def build(
     image_size: int | list[int] | None = None,
     seed: int = 0,
 ) -> Encoder:
-    """The student of the folder `weights` (weights="random": of the folder `config`, untrained, from `seed`).
+    """The student at `weights` (weights="random": the one that `config` describes, untrained, from `seed`).
 
     Args:
+        weights: a run, export or Hugging Face folder, or a checkpoint file in the layout of the public RADIO hub.
         config: a folder, or shipped:NAME, that describes a student; enough for a plan.
         adaptor: the teacher's name whose head is meant; the backbone without.
         image_size: another native size than the student's.
     """
     described = config is not None and (meta or weights == "random")
-    folder = _folder(name, config if described else weights)
+    place = _place(name, config if described else weights)
     if meta:
+        spec, about = read_spec(place)
         with on_meta(True):
-            model = RadioModel(RadioSpec.from_dict(read_config(folder)["spec"]))
-        encoder = RadioEncoder(model, read_config(folder), name=name)
+            encoder = RadioEncoder(RadioModel(spec), about, name=name)
     elif weights == "random":
-        encoder = RadioEncoder.untrained(folder, seed=seed, device=device)
+        encoder = RadioEncoder.untrained(place, seed=seed, device=device)
     else:
-        encoder = RadioEncoder.load(folder, device=device)
+        encoder = RadioEncoder.load(place, device=device)
     if image_size is not None:
         encoder.native_size = as_size(image_size)
     return encoder if adaptor is None else encoder.adaptor(adaptor)
@@ -52,16 +54,16 @@ def build(
 
 def locate(*, name: str, weights: str | None = None, config: str | None = None, **_: object) -> Path:
     """The weights file that `build` would load; raises its `UserError` where there is none."""
-    return _folder(name, weights) / WEIGHTS
+    return weights_file(_place(name, weights))
 
 
-def _folder(name: str, folder: str | None) -> Path:
+def _place(name: str, path: str | None) -> Path:
     train = f"deepspeed radio_distill/train.py {TRAINED_BY.get(name, 'recipes/quickstart.yaml')}   (trains one)"
-    if folder is None:
-        what = f"{name} needs to know which student it is"
-        raise UserError(what, expected="weights=FOLDER, of a run or of an export", todo=train)
-    if folder.startswith("shipped:"):
-        return find_export(SHIPPED / folder.removeprefix("shipped:"))
-    if not Path(folder).expanduser().exists():
-        raise UserError(f"no such folder: {folder}", expected="a run folder, or an export folder", todo=train)
-    return find_export(folder)
+    known = f"weights=PATH: {WHAT}"
+    if path is None:
+        raise UserError(f"{name} needs to know which student it is", expected=known, todo=train)
+    if path.startswith("shipped:"):
+        return find_student(SHIPPED / path.removeprefix("shipped:"))
+    if not Path(path).expanduser().exists():
+        raise UserError(f"no such file or folder: {path}", expected=known, todo=train)
+    return find_student(path)

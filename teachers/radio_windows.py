@@ -54,7 +54,7 @@ def windowed_steps(
         prefix: P. These tokens are as the last global block left them.
         period: `RadioSpec.window_period`.
     """
-    blocks, batch = list(blocks), len(tokens)
+    blocks, batch = list(blocks), tokens.shape[0]  # no len(): exports leave it open
     ahead, patches = tokens[:, :prefix], to_windows(tokens[:, prefix:], grid, window)
     for number, block in enumerate(blocks):
         if is_windowed(number, len(blocks), period):

@@ -157,7 +157,7 @@ def write_student(folder: Path) -> Path:
 
     from teachers.catalogue import build
     from teachers.radio import RadioModel
-    from teachers.radio_encoder import CONFIG, FORMAT, WEIGHTS
+    from teachers.radio_files import CONFIG, FORMAT, WEIGHTS
     from teachers.radio_spec import HeadSpec, MlpSpec, RadioSpec
     from teachers.seeding import seeded
 

@@ -29,7 +29,7 @@ CASES = ["random", "open_clip native", "open_clip timm", *TIMM, "radio", "radio 
 def student(folder, seed: int):
     """An exported student with one head, as `RadioEncoder` reads it."""
     from teachers.radio import RadioModel
-    from teachers.radio_encoder import CONFIG, FORMAT, WEIGHTS
+    from teachers.radio_files import CONFIG, FORMAT, WEIGHTS
     from teachers.radio_spec import HeadSpec, MlpSpec, RadioSpec
 
     spec = RadioSpec(**TINY_RADIO, heads={"clip": HeadSpec(48, MlpSpec(16), 24, MlpSpec(16))})

@@ -13,13 +13,18 @@ from safetensors.torch import load_file, save_file
 
 from teachers.errors import UserError
 from teachers.features import identity_of
-from teachers.radio import HeadSpec, PositionTable, RadioModel, RadioSpec, random_position_crop
-from teachers.radio_encoder import CONFIG, FORMAT, WEIGHTS, HubStudent, RadioEncoder
+from teachers.radio import RadioModel
+from teachers.radio_encoder import RadioEncoder
+from teachers.radio_files import CONFIG, FORMAT, WEIGHTS
+from teachers.radio_hub import HubStudent
+from teachers.radio_positions import PositionTable, random_position_crop
+from teachers.radio_spec import HeadSpec, MlpSpec, RadioSpec
 from teachers.seeding import seeded, torch_rng
 
+MLP = MlpSpec(12, 1)
 SPEC = RadioSpec(
-    patch=4, width=16, depth=2, num_heads=2, cpe_max=32, registers=3, head_hidden=12, head_blocks=1,
-    heads={"clip": HeadSpec(6, 10), "sam": HeadSpec(None, 8), "siglip": HeadSpec(5, 7)},
+    patch=4, width=16, depth=2, num_heads=2, cpe_max=32, registers=3,
+    heads={"clip": HeadSpec(10, MLP, 6, MLP), "sam": HeadSpec(8, MLP), "siglip": HeadSpec(7, MLP, 5, MLP)},
 )  # fmt: skip
 
 
