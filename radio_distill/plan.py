@@ -96,7 +96,7 @@ def make_plan(recipe: Recipe) -> Plan:
     student = None
     if recipe.student:
         with torch.device("meta"):
-            student = RadioModel(student_spec(recipe.student, {n: t.base.dims for n, t in teachers.items()}))
+            student = RadioModel(student_spec(recipe, {n: t.base.dims for n, t in teachers.items()}))
         student.eval().requires_grad_(False)  # torch's counter trips over views of parameters that want gradients
         plan.parameters["student"] = count(student)
     for stream, config in recipe.streams.items():

@@ -1,56 +1,71 @@
-"""A recipe's `student` section and its teachers' widths → the `RadioModel` that is trained."""
+"""A recipe and its teachers' widths → the `RadioModel` that is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from torch import nn
-
-from radio_distill.recipe import StudentConfig
+from radio_distill.recipe import Recipe, TeacherConfig
+from radio_distill.student_config import ARCHITECTURES, HeadsConfig
 from teachers.features import Dims
 from teachers.radio import RadioModel
 from teachers.radio_spec import HeadSpec, MlpSpec, RadioSpec
 from teachers.seeding import seeded
 
-# Tokens and positions are no matrices: decaying them pulls what is learnt about places towards nothing.
-UNDECAYED = ("pos_embed", "tokens")
 
+def student_spec(recipe: Recipe, teachers: Mapping[str, Dims]) -> RadioSpec:
+    """What to build: two heads for every teacher, in the recipe's order; one without a summary loss has one.
 
-def student_spec(config: StudentConfig, teachers: Mapping[str, Dims]) -> RadioSpec:
-    """What to build: one summary token and two heads for every teacher, in the recipe's order."""
+    `teachers`: the widths of each one's features.
+    """
+    config = recipe.student
     width, depth, num_heads = config.shape
     widest = max(max(dims.spatial, dims.summary or 0) for dims in teachers.values())
-    mlp = MlpSpec(config.heads.hidden or widest, config.heads.blocks)
     return RadioSpec(
         patch=config.patch,
         width=width,
         depth=depth,
         num_heads=num_heads,
         stem=config.stem,
+        patch_bias=config.patch_bias,
+        mlp=config.mlp or ARCHITECTURES[config.arch].mlp,
+        layer_scale=config.layer_scale,
         cpe_max=config.cpe_max,
-        registers=config.registers,
-        heads={
-            name: HeadSpec(dims.spatial, mlp, dims.summary, mlp if dims.summary else None)
-            for name, dims in teachers.items()
-        },
+        token_per_teacher=config.summary_tokens == "teacher",
+        registers=config.register_count(len(teachers)),
+        heads={name: _heads(recipe.teachers[name], dims, config.heads, widest) for name, dims in teachers.items()},
         position_dropout=config.position_dropout,
         drop_path=config.drop_path,
         activation_checkpointing=config.activation_checkpointing,
+        global_blocks=config.global_blocks,
+        windowed_blocks=config.windowed_blocks,
+        spectral=config.spectral,
+        spectral_heads=config.spectral_heads,
+        damp=config.damp,
+        final_norm=config.final_norm,
     )
 
 
-def build_student(config: StudentConfig, teachers: Mapping[str, Dims], seed: int) -> RadioModel:
-    """A freshly initialised student, the same on every rank."""
-    with seeded("student", seed):
-        return RadioModel(student_spec(config, teachers))
+def _heads(teacher: TeacherConfig, dims: Dims, shared: HeadsConfig, widest: int) -> HeadSpec:
+    own = teacher.head
+    hidden = own.hidden or shared.hidden or widest
+    blocks = shared.blocks if own.blocks is None else own.blocks
+    summary = dims.summary if teacher.summary_weight else None
+    return HeadSpec(
+        spatial=dims.spatial,
+        spatial_mlp=MlpSpec(hidden, blocks, own.features or shared.features),
+        summary=summary,
+        summary_mlp=MlpSpec(hidden, blocks, own.summary or shared.summary) if summary else None,
+        supervised=summary is not None,
+        up=own.up,
+    )
 
 
-def decay_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict]:
-    """Parameter groups: matrices decay; positions, tokens, norms and biases do not."""
-    decayed, spared = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            plain = parameter.ndim < 2 or name.split(".")[-1] in UNDECAYED
-            (spared if plain else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return [{**group, "lr": lr, "lr_scale": 1.0} for group in groups if group["params"]]
+def build_student(recipe: Recipe, teachers: Mapping[str, Dims], say: Callable[[str], None] = print) -> RadioModel:
+    """The student as it begins, the same on every rank: fresh from the recipe's seed, or from `student.init`."""
+    with seeded("student", recipe.seed):
+        model = RadioModel(student_spec(recipe, teachers))
+    if recipe.student.init is not None:
+        from teachers.radio_init import initialise
+
+        say(initialise(model, recipe.student.init))
+    return model

@@ -1,21 +1,27 @@
-"""Images → what the student should say of them: every teacher's summary and PHI-S-normalised feature map.
+"""Images → what the student should say of them: every teacher's summary and normalised feature map.
 
 Shapes: B images, D_s summary width, C a teacher's width, h w its grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
-from pathlib import Path
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from radio_distill.mosaic import fits, seen_in_canvases
 from radio_distill.recipe import TeacherConfig
+from radio_distill.shifts import Window
+from teachers.errors import UserError
 from teachers.features import Encoder, Features, Size
-from teachers.phi_s import Moments, PhiS, cached_moments, fit
+from teachers.phi_s import PhiS
+
+if TYPE_CHECKING:
+    from radio_distill.teacher_cache import TeacherCache
+    from radio_distill.views import Batch
 
 
 class Teacher:
@@ -30,6 +36,17 @@ class Teacher:
     ):
         self.name, self.config, self.base, self.sharp = name, config, base, sharp
         self.phi_s = PhiS(base.dims.spatial).to(device)
+        self.dispersion = torch.ones((), device=device)  # of the summaries, in rad²; see `losses.dispersion`
+        if config.fit != "resize" and base.dims.summary is not None and config.summary_weight:
+            raise UserError(
+                f"teachers.{name}.fit: {config.fit} gives no summary of a picture, only of the whole canvas",
+                expected=f"a teacher without a summary, or teachers.{name}.summary_weight: 0",
+            )
+
+    @property
+    def has_summary_loss(self) -> bool:
+        """Whether its summary is a target."""
+        return self.base.dims.summary is not None and self.config.summary_weight > 0
 
     def encoder(self, sharpen: bool) -> Encoder:
         """The encoder that a stream uses."""
@@ -38,16 +55,43 @@ class Teacher:
     def size(self, student_grid: Size, sharpen: bool) -> Size:
         """The image size this teacher is given beside a student of `student_grid`.
 
-        A flexible teacher follows the student's grid, so that cells meet without resampling; a fixed one has its own.
+        A flexible teacher follows the student's grid, so that cells meet without resampling, and so does one that sees
+        small images inside its canvas; else a fixed one has its own size.
         """
         encoder = self.encoder(sharpen)
-        if not encoder.resolution_flexible:
-            return encoder.native_size
-        return student_grid[0] * encoder.patch_size, student_grid[1] * encoder.patch_size
+        if self._in_canvas(encoder, student_grid) or (encoder.resolution_flexible and self.config.fit == "resize"):
+            return student_grid[0] * encoder.patch_size, student_grid[1] * encoder.patch_size
+        return encoder.native_size
+
+    def _in_canvas(self, encoder: Encoder, grid: Size) -> bool:
+        return self.config.fit != "resize" and fits(encoder, grid)
+
+    def grid(self, student_grid: Size, sharpen: bool) -> Size:
+        """The grid of its map beside a student of `student_grid`."""
+        return self.encoder(sharpen).grid(self.size(student_grid, sharpen))
+
+    def see(
+        self,
+        images: Tensor,
+        sharpen: bool,
+        cache: TeacherCache | None = None,
+        crops: Sequence[str] = (),
+        note: str = "",
+    ) -> Features:
+        """Images B×3×H×W in [0, 1] → summary and map in the teacher's own space.
+
+        With `cache`, what was seen of the same crops is taken from there; `note` says what else decides the pixels.
+        """
+        encoder = self.encoder(sharpen)
+        if images.shape[-2:] != encoder.native_size and self._in_canvas(encoder, encoder.grid(images.shape[-2:])):
+            return Features(None, seen_in_canvases(encoder, images, several=self.config.fit == "mosaic"))
+        if cache is None:
+            return encoder(images)
+        return cache.features(encoder, images, crops, note)
 
     def targets(self, images: Tensor, sharpen: bool) -> Features:
-        """Images B×3×H×W in [0, 1] → summary in the teacher's space, spatial in PHI-S space."""
-        seen = self.encoder(sharpen)(images)
+        """Images B×3×H×W in [0, 1] → summary in the teacher's space, map in the normalised one."""
+        seen = self.see(images, sharpen)
         return Features(seen.summary, self.phi_s(seen.spatial))
 
 
@@ -65,40 +109,13 @@ def load_teacher(name: str, config: TeacherConfig, device: torch.device | str, m
     return Teacher(name, config, base, sharp, device)
 
 
-def fit_statistics(
-    teachers: Mapping[str, Teacher],
-    batches: Callable[[], Iterable],
-    sizes: Mapping[str, Size],
-    *,
-    cache: Path,
-    note: str,
-    count: int,
-    precision: Callable[[], AbstractContextManager],
-    device: torch.device | str,
-    say: Callable[[str], None],
-) -> None:
-    """Fit every teacher's normaliser on its unsharpened features of `batches()`, or take it from the cache.
+def images_at(batch: Batch, window: Window, device: torch.device | str) -> Tensor:
+    """What a network sees of a batch through its window, float in [0, 1] on `device`.
 
-    `sizes` gives the image size of each teacher; `note` and `count` name the data, and with the identity key the cache.
+    As the loader cut the crop, else from its largest.
     """
-    for name, teacher in teachers.items():
-
-        def see(teacher: Teacher = teacher, size: Size = sizes[name]) -> Moments:
-            moments = Moments(teacher.base.dims.spatial, device=device)
-            for batch in batches():
-                with torch.no_grad(), precision():
-                    moments.update(teacher.base(images_at(batch, size, device)).spatial)
-            moments.all_reduce()
-            return moments
-
-        key = f"{note} at {sizes[name]}"
-        moments = cached_moments(cache, teacher.base.identity, key, count, see, say)
-        teacher.phi_s.load_state_dict(fit(moments).state_dict())
-
-
-def images_at(batch, size: Size, device: torch.device | str) -> Tensor:
-    """A batch's images at `size`, float in [0, 1] on `device`: as the loader cut them, else from its largest."""
-    if size in batch.images:
-        return batch.float(size, device)
+    if window.base in batch.images:
+        return window.cut(batch.float(window.base, device))
     largest = batch.float(max(batch.images), device)
-    return F.interpolate(largest, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+    whole = F.interpolate(largest, size=window.base, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+    return window.cut(whole)

@@ -43,7 +43,7 @@ def test_the_plan_of_a_run_that_could_start(trial, console, capsys):
 def test_flops_are_those_of_the_matrix_products(trial):
     recipe = load_recipe(trial.file)
     with torch.device("meta"):
-        student = RadioModel(student_spec(recipe.student, {"a": Dims(24, 24)}))
+        student = RadioModel(student_spec(recipe, {"a": Dims(24, 24)}))
     tokens, patches, width, hidden = 3 + 16, 16, 32, 24  # one summary token, two registers
     block = tokens * width * width * (3 + 1 + 4 + 4) + 2 * tokens * tokens * width
     heads = (1 + patches) * (width * hidden + hidden * 24)

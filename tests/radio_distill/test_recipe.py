@@ -153,7 +153,7 @@ def test_the_catalogues_radio_l_is_the_student_of_its_recipe(monkeypatch):
     recipe = load_recipe("radio_l")
     teachers = {name: build(t.encoder, meta=True, **t.options) for name, t in recipe.teachers.items()}
     described = build("radio_l", meta=True)
-    assert described.model.spec == student_spec(recipe.student, {name: t.dims for name, t in teachers.items()})
+    assert described.model.spec == student_spec(recipe, {name: t.dims for name, t in teachers.items()})
     assert all(teacher.licence in described.licence for teacher in teachers.values())
 
 
