@@ -1,8 +1,8 @@
 """The state of a run → a checkpoint folder that is either whole or not there, and back.
 
 A checkpoint is `checkpoints/step-N/`: DeepSpeed's files (weights, optimiser) under `engine/`, the weights alone in
-`model.safetensors` (readable without DeepSpeed), what the objective fixed before the first step in
-`teachers.safetensors`, and `state.json` (step, loader positions of every rank). It is written beside its place and
+`model.safetensors` (readable without DeepSpeed), what the objective holds besides in `teachers.safetensors` (teacher
+statistics, averaged weights), and `state.json` (step, loader positions of every rank). It is written beside its place and
 renamed into it, and an older one is removed only after that.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radio_distill import reshard
 from radio_distill.engine import RankError, World, is_lost_peer
 from teachers.errors import UserError
 
@@ -81,13 +82,16 @@ def save(
     return place
 
 
-def whole_parameters(engine: Any) -> AbstractContextManager:
-    """A context in which the engine's module holds all its weights: ZeRO 3 gathers what it had split. On all ranks."""
+def whole_parameters(engine: Any, changed: bool = False) -> AbstractContextManager:
+    """A context in which the engine's module holds all its weights: ZeRO 3 gathers what it had split. On all ranks.
+
+    With `changed`, the first rank's are split anew at the end.
+    """
     if engine.zero_optimization_stage() < 3:
         return nullcontext()
     from radio_distill.engine import quiet_deepspeed
 
-    return quiet_deepspeed().zero.GatheredParameters(list(engine.module.parameters()))
+    return quiet_deepspeed().zero.GatheredParameters(list(engine.module.parameters()), modifier_rank=0 if changed else None)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -146,16 +150,11 @@ def load(path: Path, engine: Any, world: World) -> tuple[dict[str, Any], dict[st
 
     try:
         facts = json.loads((path / STATE).read_text())
-        if facts["world"] != world.size and engine.zero_optimization_stage() > 0:
-            raise UserError(
-                f"{path} was saved by {facts['world']} ranks and this run has {world.size}",
-                expected="the same number of ranks, while deepspeed.zero_optimization splits the optimiser over them",
-                todo=f"start {facts['world']} ranks",
-            )
         with _no_foreign_code(path / ENGINE):
-            where, _ = engine.load_checkpoint(str(path), tag=ENGINE)
-        if where is None:
-            raise OSError("DeepSpeed found no weights in it")
+            if facts["world"] != world.size and engine.zero_optimization_stage() > 0:
+                reshard.restore(path / ENGINE, load_file(path / MODEL), engine)
+            elif engine.load_checkpoint(str(path), tag=ENGINE)[0] is None:
+                raise OSError("DeepSpeed found no weights in it")
         return facts, load_file(path / TEACHERS)
     except UserError:
         raise
