@@ -211,6 +211,8 @@ def start_engine(recipe: Recipe, model: nn.Module, groups: list[dict], precision
         engine, *_ = deepspeed.initialize(model=model.to(world.device), optimizer=optimizer, config=config)
     except (ValueError, AssertionError, TypeError) as error:
         raise UserError(f"DeepSpeed refuses the recipe's deepspeed section: {error}") from error
+    if world.size == 1 and engine.zero_optimization_stage() == 0:
+        engine.enable_backward_allreduce = False  # it copies all gradients there and back, for nobody
     if recipe.compile:
         engine.compile()
     return engine
