@@ -81,9 +81,10 @@ def fit_dispersions(
     summaries: dict[str, list[Tensor]] = {name: [] for name in wanted}
     for batch in batches() if wanted else ():
         for name, teacher in wanted.items():
-            summaries[name].append(see(teacher, batch).summary.half())  # ranks of a cluster keep 10⁵ of them
+            summaries[name].append(see(teacher, batch).summary.cpu())
     for name, teacher in wanted.items():
-        teacher.dispersion = dispersion(torch.cat(summaries[name]).float(), _over_ranks)
+        seen = torch.cat(summaries[name]).to(teacher.dispersion.device)  # where the ranks can add
+        teacher.dispersion = dispersion(seen, _over_ranks)
     return {name: teacher.dispersion.item() for name, teacher in wanted.items()}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from contextlib import nullcontext
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,14 +12,15 @@ import yaml
 from radio_distill import loop
 from radio_distill.distill import DistillObjective
 from radio_distill.engine import join_world, leave_world
-from radio_distill.losses import ErrorShare, feature_mse, meet, resize_map, summary_cosine
-from radio_distill.recipe import Recipe, StudentConfig
+from radio_distill.losses import ErrorShare, cosine_distance, squared_error
+from radio_distill.recipe import Recipe
 from radio_distill.stopping import Stopper
-from radio_distill.student import build_student, decay_groups
+from radio_distill.student import build_student, student_spec
 from radio_distill.views import Batch
 from teachers.errors import UserError
 from teachers.features import Dims, Encoder, Features
 from teachers.phi_s import PhiS
+from teachers.radio_spec import MlpSpec
 from teachers.seeding import seed_of, seeded, torch_rng
 
 
@@ -28,102 +28,36 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch_rng("noise", seed))
 
 
-# Losses ---------------------------------------------------------------------------------------------------------------
-
-
-def test_losses_are_means_over_everything_and_fp32():
-    a, b = noise(2, 3, 4, 5), noise(2, 3, 4, 5, seed=1)
-    assert feature_mse(a, b).item() == pytest.approx(((a - b) ** 2).mean().item(), rel=1e-6)
-    assert feature_mse(a.bfloat16(), b).dtype == torch.float32
-    x, y = noise(6, 7), noise(6, 7, seed=1)
-    cosines = [np.dot(p, q) / np.linalg.norm(p) / np.linalg.norm(q) for p, q in zip(x.numpy(), y.numpy())]
-    assert summary_cosine(x, y).item() == pytest.approx(1 - np.mean(cosines), rel=1e-5)
-    assert summary_cosine(x, 3 * x).item() == pytest.approx(0, abs=1e-6)
-
-
-def enlarged(values: np.ndarray, size: int) -> np.ndarray:
-    """One axis at a finer grid, bilinear, pixel centres on pixel centres."""
-    out = []
-    for i in range(size):
-        at = min(max((i + 0.5) * len(values) / size - 0.5, 0), len(values) - 1)
-        low = min(int(at), len(values) - 2)
-        out.append((1 - at + low) * values[low] + (at - low) * values[low + 1])
-    return np.array(out)
-
-
-def shrunk(values: np.ndarray, size: int) -> np.ndarray:
-    """One axis at a coarser grid: a triangle as wide as two coarse cells around each coarse centre."""
-    scale, out = len(values) / size, []
-    for i in range(size):
-        distance = np.abs(np.arange(len(values)) + 0.5 - (i + 0.5) * scale) / scale
-        weights = np.clip(1 - distance, 0, None)
-        out.append(np.tensordot(weights / weights.sum(), values, axes=1))
-    return np.array(out)
-
-
-@pytest.mark.parametrize(("policy", "grid"), [("student", (3, 4)), ("teacher", (6, 10)), ("max", (6, 10))])
-def test_maps_meet_on_the_grid_of_the_policy(policy, grid):
-    student, teacher = noise(1, 2, 3, 4), noise(1, 2, 6, 10, seed=1)
-    predicted, target = meet(student, teacher, policy)
-    assert predicted.shape[-2:] == target.shape[-2:] == grid
-    kept, moved, resize = (predicted, target, shrunk) if policy == "student" else (target, predicted, enlarged)
-    assert kept is (student if policy == "student" else teacher)
-    source = (teacher if policy == "student" else student)[0].permute(1, 2, 0).double().numpy()
-    rows = resize(source, grid[0])
-    wanted = resize(rows.swapaxes(0, 1), grid[1]).swapaxes(0, 1)
-    np.testing.assert_allclose(moved[0].permute(1, 2, 0).numpy(), wanted, atol=1e-5)
-    assert meet(teacher, student, "max")[0] is teacher and meet(teacher, student, "student")[0] is teacher
-
-
-def test_a_map_at_its_own_grid_is_not_touched():
-    features = noise(1, 2, 3, 4)
-    assert resize_map(features, (3, 4)) is features
-    assert resize_map(torch.ones(1, 2, 3, 4), (5, 2)).allclose(torch.ones(1, 2, 5, 2))
-
-
-def test_the_error_share_is_what_is_left_of_the_variance():
-    pairs = [(noise(2, 3, h, w, seed=h), 3 + 2 * noise(2, 3, h, w, seed=9 + h)) for h, w in ((4, 5), (2, 2), (1, 7))]
-    share = ErrorShare()
-    for pair in pairs:
-        share.update(*pair)
-    x, t = (np.concatenate([p[i].permute(0, 2, 3, 1).reshape(-1, 3).double().numpy() for p in pairs]) for i in (0, 1))
-    assert share.value() == pytest.approx(((x - t) ** 2).sum() / ((t - t.mean(0)) ** 2).sum(), rel=1e-9)
-
-    perfect, constant = ErrorShare(), ErrorShare()
-    for _, target in pairs:
-        perfect.update(target, target)
-        constant.update(torch.tensor(t.mean(0)).view(1, 3, 1, 1).expand_as(target), target)
-    assert perfect.value() == 0 and constant.value() == pytest.approx(1, rel=1e-9)
-
-
 # The student ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_student_is_a_function_of_the_seed_alone():
-    config = StudentConfig(arch="vit_nano", width=32, depth=1, num_heads=2, patch=8, cpe_max=32)
+def test_the_student_is_a_function_of_the_seed_alone(recipe):
     dims = {"a": Dims(6, 10), "b": Dims(None, 40)}
     state = torch.random.get_rng_state()
+
+    def weights(seed: int) -> dict[str, torch.Tensor]:
+        return build_student(Recipe.model_validate({**recipe, "seed": seed}), dims).state_dict()
+
     with seeded("elsewhere"):
-        first = build_student(config, dims, seed=5).state_dict()
-    second, other = build_student(config, dims, seed=5).state_dict(), build_student(config, dims, seed=6).state_dict()
+        first = weights(5)
+    second, other = weights(5), weights(6)
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not torch.equal(first["patch_generator.tokens"], other["patch_generator.tokens"])
     assert torch.equal(state, torch.random.get_rng_state())
     assert first["heads.a.spatial.fc1.weight"].shape == (40, 32)  # as wide as the widest teacher
 
 
-def test_matrices_decay_and_positions_tokens_norms_and_biases_do_not():
-    config = StudentConfig(arch="vit_nano", width=32, depth=1, num_heads=2, patch=8, cpe_max=32)
-    model = build_student(config, {"a": Dims(6, 10)}, seed=0)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, spared = decay_groups(model, lr=0.1, weight_decay=0.5)
-    assert (decayed["weight_decay"], spared["weight_decay"], decayed["lr"], decayed["lr_scale"]) == (0.5, 0.0, 0.1, 1.0)
-    assert len(decayed["params"]) + len(spared["params"]) == len(names)
-    left = {names[id(parameter)] for parameter in spared["params"]}
-    assert {"patch_generator.positions.pos_embed", "patch_generator.tokens", "blocks.0.norm1.weight"} <= left
-    rest = [name for name in left if not any(part in name for part in ("norm", "final.0", "patch_generator"))]
-    assert rest and all(name.endswith("bias") for name in rest)
-    assert all(names[id(parameter)].endswith("weight") for parameter in decayed["params"])
+def test_a_teachers_heads_are_the_recipes_unless_its_own_entry_says_other(recipe):
+    recipe["student"] |= {"heads": {"hidden": 20, "blocks": 1, "summary": "v1"}, "mlp": "swiglu", "patch_bias": True}
+    recipe["student"] |= {"summary_tokens": "one", "registers": 3, "layer_scale": 0.1, "spectral": True, "damp": 0.01}
+    recipe["teachers"]["a"] |= {"head": {"blocks": 0, "up": 2}, "summary_weight": 0}
+    recipe["teachers"]["b"] |= {"head": {"features": "attention", "summary": "v2", "hidden": 8}}
+    spec = student_spec(Recipe.model_validate(recipe), {"a": Dims(6, 10), "b": Dims(5, 7)})
+    a, b = spec.heads.values()
+    assert (a.spatial, a.spatial_mlp, a.up, a.summary, a.supervised) == (10, MlpSpec(20, 0, "v2"), 2, None, False)
+    assert (b.spatial_mlp, b.summary, b.summary_mlp) == (MlpSpec(8, 1, "attention"), 5, MlpSpec(8, 1, "v2"))
+    assert (spec.mlp, spec.patch_bias, spec.registers, spec.token_per_teacher) == ("swiglu", True, 3, False)
+    assert (spec.layer_scale, spec.spectral, spec.damp) == (0.1, True, 0.01)
 
 
 # The objective --------------------------------------------------------------------------------------------------------
@@ -183,9 +117,12 @@ def test_the_loss_is_the_weighted_sum_of_every_teachers_terms(recipe, monkeypatc
     wanted = {}
     for name, size in (("a", (48, 48)), ("b", (24, 24)), ("c", (24, 24))):
         seen = made.teachers[name].base(one.float(size))
-        wanted[f"{name}/feature"] = feature_mse(said[name].features, 2.0 * (seen.spatial - 0.1))
+        wanted[f"{name}/feature"] = squared_error(said[name].features, 2.0 * (seen.spatial - 0.1)).mean()
+        wanted[f"{name}/feature_teacher"] = (said[name].features / 2.0 + 0.1 - seen.spatial).square().mean()
         if name == "a":
-            wanted["a/summary"] = summary_cosine(said["a"].summary, seen.summary)
+            wanted["a/summary"] = cosine_distance(said["a"].summary, seen.summary).mean()
+            cosines = 1 - cosine_distance(said["a"].summary, seen.summary)
+            wanted["a/summary_degrees"] = cosines.acos().rad2deg().mean()
     assert logs.keys() == wanted.keys()  # a weight of 0 is not computed, a teacher without summary has no such term
     torch.testing.assert_close(logs, wanted)
     weighed = 3 * wanted["a/feature"] + 0.5 * wanted["a/summary"] + wanted["b/feature"] + wanted["c/feature"]
@@ -202,10 +139,10 @@ def test_held_out_figures_use_the_evaluating_student_and_leave_it_as_it_was(reci
     made.model.eval()
     with torch.no_grad():
         said, seen = made.model(low.float((32, 32)))["a"], made.teachers["a"].targets(low.float((32, 32)), False)
-    share = ErrorShare()
+    share, cosine = ErrorShare(), cosine_distance(said.summary, seen.summary).mean().item()
     share.update(said.features, seen.spatial)
     assert figures["low/a/feature_error"] == pytest.approx(share.value(), rel=1e-6)
-    assert figures["low/a/summary_error"] == pytest.approx(summary_cosine(said.summary, seen.summary).item(), rel=1e-5)
+    assert figures["low/a/summary_error"] == pytest.approx(cosine, rel=1e-5)
 
 
 def test_what_was_fitted_goes_through_state(recipe):
@@ -275,7 +212,7 @@ def test_the_step_takes_the_gradient_of_the_streams_reduced_as_the_recipe_says(r
 
 def test_the_size_of_a_batch_is_drawn_once_for_all_ranks(recipe):
     made = objective(recipe)
-    sizes = [made.student_size("high", index) for index in range(40)]
+    sizes = [made.sights.student_size("high", index) for index in range(40)]
     assert set(sizes) == {(32, 48), (48, 64)} and 10 < sizes.count((32, 48)) < 30
-    assert sizes == [objective(recipe).student_size("high", index) for index in range(40)]
+    assert sizes == [objective(recipe).sights.student_size("high", index) for index in range(40)]
     assert yaml.safe_dump(made.sizes("low", 3))  # plain numbers, which a loader process can be sent
