@@ -228,7 +228,8 @@ def _told(ours: RadioSpec, known: Mapping[int, int | None], taken: bool) -> list
         names = [name for name, mine in ours.token_of.items() if mine in chosen]
     else:
         names = ["all teachers"] if 0 in chosen else []
-    return [f"summary token of {name}" for name in names] + ([f"{registers} registers"] if registers else [])
+    counted = f"{registers} register{'s' if registers > 1 else ''}"
+    return [f"summary token of {name}" for name in names] + ([counted] if registers else [])
 
 
 def _heads(

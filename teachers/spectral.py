@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from teachers.seeding import torch_rng
+
 FLOOR = 0.05  # of the learned value, so that no layer dies
 CHUNKS = {"qkv": 3, "w12": 2}  # matrices that are several in one: each gets its own value
 START_STEPS = 20
@@ -94,7 +96,8 @@ def _leading(blocks: Tensor) -> tuple[Tensor, Tensor]:
     if blocks.is_meta:
         return blocks.new_empty(n, rows), blocks.new_empty(n, columns)
     few = min(8, rows, columns)
-    right = torch.linalg.qr(torch.randn(n, columns, few, device=blocks.device, dtype=blocks.dtype))[0]
+    rng = torch_rng("spectral")  # of its own: the same on every rank, whenever it is asked
+    right = torch.linalg.qr(torch.randn(n, columns, few, generator=rng, dtype=blocks.dtype).to(blocks.device))[0]
     for _ in range(START_STEPS):
         right = torch.linalg.qr(blocks.mT @ (blocks @ right))[0]
     left, _, turn = torch.linalg.svd(blocks @ right, full_matrices=False)
