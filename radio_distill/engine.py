@@ -234,6 +234,10 @@ def optimizer_step(engine: Any) -> float:
     """
     norm, stage = None, engine.zero_optimization_stage()
     if stage == 0:
+        for group in engine.optimizer.param_groups:
+            for parameter in () if group["frozen"] else group["params"]:
+                if parameter.grad is None:  # a head that no batch of this step asked: zero, as on several ranks
+                    parameter.grad = torch.zeros_like(parameter)
         norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
     engine.step()
     norm = engine.get_global_grad_norm() if norm is None else norm

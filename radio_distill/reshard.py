@@ -56,7 +56,7 @@ def restore(folder: Path, weights: Mapping[str, Tensor], engine: Any) -> None:
 
 
 def read(folder: Path, stage: int) -> dict[str, State]:
-    """The optimiser's state of every parameter that has been stepped, from the files of all ranks (mapped, not read)."""
+    """The optimiser's state of every parameter that has been stepped, from the files of all ranks; they are mapped."""
     ranks = _by_rank(folder, "optim_states")
     states: dict[str, State] = {}
     for rank, file in enumerate(ranks):

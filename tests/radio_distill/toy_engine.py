@@ -12,7 +12,13 @@ from radio_distill.optimisers import build_optimizer, freeze, param_groups
 from radio_distill.recipe import Recipe
 
 # Of every step: whether the trunk is frozen, and the heads that each micro-batch trains.
-PLAN = ((True, ("a", "ab", "b")), (False, ("ab",)), (False, ("b", "a")), (True, ("b",)), (False, ("a", "ab", "b", "ab")))
+PLAN = (
+    (True, ("a", "ab", "b")),
+    (False, ("ab",)),
+    (False, ("b", "a")),
+    (True, ("b",)),
+    (False, ("a", "ab", "b", "ab")),
+)
 DECAY, RATE = 0.1, 1e-2
 
 
