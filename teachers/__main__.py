@@ -8,7 +8,8 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from teachers.catalogue import CATALOGUE, Entry, entry_options, locate, missing
+from teachers.catalogue import entry_of, entry_options, locate, missing
+from teachers.entries import ALIASES, CATALOGUE, Entry
 from teachers.errors import UserError
 
 KINDS = {"hf:": "HF cache", "wheel:": "wheel", "shipped:": "shipped", "random": "seed"}
@@ -46,6 +47,7 @@ def _show_all(console: Console) -> None:
     console.print(table)
     console.print()
     console.print(_pairs({name: entry.about for name, entry in CATALOGUE.items()}))
+    console.print("\nNames of torch.hub are known too: " + ", ".join(ALIASES))
     to_get = {name: _how(name) for name, entry in CATALOGUE.items() if entry.weights and missing(name)}
     if to_get:
         console.print("\nTo get the weights that are missing (or give weights=FILE in the recipe):")
@@ -55,9 +57,9 @@ def _show_all(console: Console) -> None:
 
 def _show_one(console: Console, name: str) -> None:
     options = entry_options(name)  # first: it raises for a name that is not in the catalogue
-    entry = CATALOGUE[name]
+    entry = entry_of(name)
     facts = {**_facts(entry), "licence": entry.licence or "the weights' own"}
-    if entry.weights:
+    if entry.weights or "model" in entry.options:
         facts["weights"] = _how(name) if missing(name) else locate(name)
     defaults = {key: entry.options.get(key, parameter.default) for key, parameter in options.items()}
     facts["options"] = ", ".join(key if value is None else f"{key}={value}" for key, value in defaults.items())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ class TimmEncoder(FrozenEncoder):
         layer: int | None,
         image_size: int | list[int] | None,
         dtype: str | torch.dtype,
+        changed: Mapping[str, object] | None = None,
     ):
         super().__init__()
         self.network = network
@@ -59,7 +61,8 @@ class TimmEncoder(FrozenEncoder):
             native_size=native,
             resolution_flexible=_is_flexible(network),
             dims=Dims(summary, taken["num_chs"]),
-            notes=(self.kind, self.index),
+            # What was changed in the architecture may leave no trace in the tensors: how it pools, say.
+            notes=(self.kind, self.index, *([sorted(changed.items())] if changed else [])),
         )
         if self.kind == "pyramid":
             self.network.to(memory_format=torch.channels_last)  # convolutions run half as long again without
@@ -137,7 +140,15 @@ def build(
     with on_meta(meta):
         if image_size is not None and not _is_flexible(network) and hasattr(network, "set_input_size"):
             network.set_input_size(as_size(image_size))  # Swin and its like: one size, chosen here
-        encoder = TimmEncoder(network, name=name, licence=licence, layer=layer, image_size=image_size, dtype=dtype)
+        encoder = TimmEncoder(
+            network,
+            name=name,
+            licence=licence,
+            layer=layer,
+            image_size=image_size,
+            dtype=dtype,
+            changed=model_args,
+        )
     return encoder if meta else encoder.to(device)
 
 

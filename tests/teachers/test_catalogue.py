@@ -7,8 +7,10 @@ import torch
 
 from teachers import catalogue
 from teachers.__main__ import main
-from teachers.catalogue import CATALOGUE, build, locate, missing
+from teachers.catalogue import build, locate, missing
+from teachers.entries import ALIASES, CATALOGUE
 from teachers.errors import UserError
+from teachers.features import Dims
 
 DESCRIBED = [name for name, entry in CATALOGUE.items() if entry.size is not None]
 
@@ -53,14 +55,14 @@ def test_an_entrys_weights_are_those_that_open_clip_publishes_for_its_model_and_
     )
 
 
-@pytest.mark.parametrize("name", ["dinov2_l", "dinov2_g", "sam_h", "paligemma"])
+@pytest.mark.parametrize("name", ["dinov2_l", "dinov2_g", "dinov3_l", "dinov3_h", "dinov3_7b", "sam_h", "paligemma"])
 def test_an_entrys_weights_are_those_that_timm_publishes_for_its_model(name):
     import timm
 
     entry = CATALOGUE[name]
     published = timm.get_pretrained_cfg(entry.options["model"])
     assert entry.weights == "hf:" + published.hf_hub_id
-    assert published.license in entry.licence.lower()
+    assert published.license.replace("-", " ") in entry.licence.lower().replace("-", " ")
 
 
 def test_whitening_is_each_models_own():
@@ -71,6 +73,7 @@ def test_whitening_is_each_models_own():
         "siglip": half,
         "siglip2_g": half,
         "dinov2_l": imagenet,
+        "dinov3_7b": imagenet,
         "sam_h": imagenet,
         "paligemma": half,
         "lite0": half,
@@ -85,6 +88,55 @@ def test_whitening_is_each_models_own():
             import timm
 
             assert timm.get_pretrained_cfg(CATALOGUE[name].options["model"]).mean == mean
+
+
+def test_names_of_the_hub_mean_the_same_networks():
+    import timm
+
+    for alias, (known, options) in ALIASES.items():
+        model = {**CATALOGUE[known].options, **options}["model"]
+        assert timm.get_pretrained_cfg(model).hf_hub_id == f"timm/{model}"
+        size = {"s": "small", "b": "base", "l": "large", "g": "giant", "h": "huge", "7": "7b"}[
+            alias.partition("vit")[2][0]
+        ]
+        assert size in model and alias.partition("_")[0] in model and ("reg4" in model) == alias.endswith("_reg")
+    ours, theirs = build("dinov2_l", meta=True), build("dinov2_vitl14_reg", meta=True)
+    assert theirs.name == "dinov2_vitl14_reg" and ours.identity == theirs.identity and ours.licence == theirs.licence
+    small = build("dinov2_vits14", meta=True)
+    assert (small.native_size, small.patch_size, small.dims) == ((448, 448), 14, Dims(384, 384))
+    assert "timm/vit_base_patch14_reg4_dinov2.lvd142m" in missing("dinov2_vitb14_reg")
+
+
+def test_the_summary_of_dinov3_is_its_class_token():
+    from timm.models.eva import Eva
+
+    options = {"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    chosen = CATALOGUE["dinov3_l"].options["model_args"]
+    make = {"model": "vit_large_patch16_dinov3", "weights": "random", "image_size": 32}
+    encoder = build("timm", model_args={**options, **chosen}, **make)
+    images = torch.rand(2, 3, 32, 48)
+    with torch.no_grad():
+        tokens = encoder.network.forward_features(encoder.whiten(images))
+    assert isinstance(encoder.network, Eva)
+    torch.testing.assert_close(encoder(images).summary, tokens[:, 0])
+    # Pooling leaves no trace in the tensors, but caches must not take one for the other.
+    assert build("timm", model_args=options, **make).identity != encoder.identity
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("siglip2_naflex", {}),
+        ("siglip2", {"weights": "naflex"}),
+        ("siglip2", {"weights": "hf:google/siglip2-so400m-patch16-naflex"}),
+        ("timm", {"model": "naflexvit_so400m_patch16_siglip.v2_webli"}),
+        ("open_clip", {"model": "ViT-SO400M-16-SigLIP2-NaFlex"}),
+    ],
+)
+def test_naflex_checkpoints_are_refused_with_what_to_use_instead(name, options):
+    with pytest.raises(UserError, match="NaFlex(.*\n)+.*siglip2_378"):
+        build(name, meta=True, **options)
+    assert "siglip2_g" in missing(name, **options)
 
 
 def test_image_size_reaches_every_family():
@@ -140,5 +192,9 @@ def test_the_command_shows_every_entry_and_how_to_get_it(capsys, monkeypatch, tm
 def test_the_command_shows_one_entry_with_its_options(capsys):
     assert main(["lite0"]) == 0
     assert "layer=16, match=position" in capsys.readouterr().out
+    assert main(["dinov2_vitb14_reg"]) == 0
+    assert "another name for timm model=vit_base_patch14_reg4_dinov2.lvd142m" in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert main(["lite9"]) == 2
     assert "unknown encoder 'lite9'" in capsys.readouterr().err
