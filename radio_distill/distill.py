@@ -253,8 +253,7 @@ class DistillObjective:
 
     def _data_note(self, note: str, number: int, teacher: Teacher) -> str:
         """What names a stage's statistics for a teacher: the loop's words for the data, and how the teacher sees it."""
-        step = sum(stage.steps for stage in self.recipe.stages[:number])
-        sizes = next(iter(self.recipe.streams_at(step).values())).size
+        sizes = next(iter(self.recipe.streams_of(number).values())).size
         seen = [teacher.size(self.sights.grid(size), sharpen=False) for size in sizes]
         extra = f" fit {teacher.config.fit}" if teacher.config.fit != "resize" else ""
         extra += f" shift {self.recipe.loss.shift}" if self.recipe.loss.shift else ""

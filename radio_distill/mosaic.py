@@ -21,6 +21,14 @@ def fits(encoder: Encoder, grid: Size) -> bool:
     return grid[0] <= canvas[0] and grid[1] <= canvas[1]
 
 
+def pictures_a_canvas(encoder: Encoder, grid: Size, several: bool) -> int:
+    """How many pictures of `grid` cells one canvas takes; 0 where not even one fits."""
+    if not fits(encoder, grid):
+        return 0
+    canvas = encoder.grid(encoder.native_size)
+    return (canvas[0] // grid[0]) * (canvas[1] // grid[1]) if several else 1
+
+
 def seen_in_canvases(encoder: Encoder, images: Tensor, several: bool) -> Tensor:
     """Images B×3×(h·P)×(w·P) → B×C×h×w; `several` to a canvas as often as they fit, else one each, in its corner.
 

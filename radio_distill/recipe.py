@@ -191,7 +191,11 @@ class Recipe(Section):
 
     def streams_at(self, step: int) -> dict[str, StreamConfig]:
         """The streams that optimiser step `step` (from 0) takes batches from, in the recipe's order."""
-        wanted = self.stages[self.stage_at(step)[0]].streams
+        return self.streams_of(self.stage_at(step)[0])
+
+    def streams_of(self, stage: int) -> dict[str, StreamConfig]:
+        """The streams of a stage (counted from 0), in the recipe's order."""
+        wanted = self.stages[stage].streams
         return {name: stream for name, stream in self.streams.items() if wanted is None or name in wanted}
 
     def trunk_frozen(self, step: int) -> bool:

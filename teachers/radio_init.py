@@ -44,6 +44,24 @@ def initialise(model: RadioModel, source: str) -> str:
     return f"{source}: {', '.join(taken)}; fresh: {', '.join(fresh) or 'nothing'}"
 
 
+def missing(source: str) -> str | None:
+    """None where `initialise` would find its weights, else the text that says how to get them."""
+    try:
+        if source.startswith(TIMM):
+            from teachers.timm_encoder import locate
+
+            name, _, weights = source.removeprefix(TIMM).partition(":")
+            if weights != "random":
+                locate(name=source, model=name, weights=weights or None)
+        else:
+            from teachers.radio_files import find_student
+
+            find_student(source)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 # Sources ----------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from radio_distill import plan, train
+from radio_distill import costs, plan, train
 from radio_distill.recipe import load_recipe
 from radio_distill.student import student_spec
 from radio_distill.targets import load_teacher
@@ -37,7 +37,41 @@ def test_the_plan_of_a_run_that_could_start(trial, console, capsys):
         ("low", (32, 32), (4, 4)), ("high", (32, 48), (4, 6)), ("high", (48, 64), (6, 8))
     ]  # fmt: skip
     total = sum(cost.flops * recipe.streams[cost.stream].batch for cost in made.costs)
-    assert made.flops_a_step == pytest.approx(total)
+    assert made.flops_a_step(0) == pytest.approx(total) and made.flops == pytest.approx(8 * total)
+
+
+def test_the_plan_follows_stages_streams_mosaics_and_accumulation(trial):
+    canvas = "{encoder: random, options: {patch: 8, image_size: 96, depth: 1}, summary_weight: 0, fit: mosaic}"
+    recipe = load_recipe(trial.file, [
+        "stages=[{steps: 3, streams: [low]}, {steps: 2}]", "optim.accumulate=2", "streams.low.teachers=[a]",
+        f"teachers.c={canvas}", "optim.ema=0.9", "loss.mesa.weight=1",
+    ])  # fmt: skip
+    made = plan.make_plan(recipe)
+    rows = {(cost.name, cost.stream, cost.size): cost for cost in made.costs}
+    low, high = (sum(c.flops * recipe.streams[n].batch for c in made.costs if c.stream == n) for n in ("low", "high"))
+    assert made.flops == pytest.approx(2 * (3 * low + 2 * (low + high)))
+    assert (made.images("low"), made.images("high")) == (2 * 5 * 4, 2 * 2 * 2)
+    assert ("b", "low", (16, 16)) not in rows and ("b", "high", (16, 24)) in rows
+    mosaic = rows["c", "high", (48, 64)]  # 6×8 cells of 12×12: two pictures a canvas
+    assert mosaic.passes == "1 pass for 2"
+    c = load_teacher("c", recipe.teachers["c"], "meta", meta=True).base
+    assert mosaic.flops == pytest.approx(costs.flops(c, (96, 96)) / 2 / 2)  # and drawn for half of the batches
+    student = rows["student", "high", (48, 64)].flops, rows["its average", "high", (48, 64)].flops
+    assert student[0] > 3 * student[1] > 0
+    assert rows["student", "low", (32, 32)].flops < 3 * costs.flops(_student(recipe), (32, 32))  # one head of three
+
+
+def test_a_beginning_that_is_not_there_is_missed(trial, tmp_path):
+    found = plan.find_missing(load_recipe(trial.file, [f"student.init={tmp_path}/nothing"]))
+    assert len(found) == 1 and found[0].startswith("student.init: no such") and "nothing" in found[0]
+    found = plan.find_missing(load_recipe(trial.file, ["student.init=timm:vit_tiny_patch16_224"]))
+    assert len(found) == 1 and "hf download" in found[0]
+    assert not plan.find_missing(load_recipe(trial.file, ["student.init=timm:vit_tiny_patch16_224:random"]))
+
+
+def _student(recipe) -> RadioModel:
+    with torch.device("meta"):
+        return RadioModel(student_spec(recipe, dict.fromkeys(recipe.teachers, Dims(24, 24)))).eval()
 
 
 def test_flops_are_those_of_the_matrix_products(trial):
@@ -48,7 +82,7 @@ def test_flops_are_those_of_the_matrix_products(trial):
     block = tokens * width * width * (3 + 1 + 4 + 4) + 2 * tokens * tokens * width
     heads = (1 + patches) * (width * hidden + hidden * 24)
     wanted = 2 * (patches * 3 * 8 * 8 * width + 2 * block + heads)
-    assert plan.flops(student.eval(), (32, 32)) == pytest.approx(wanted, rel=0.01)
+    assert costs.flops(student.eval(), (32, 32)) == pytest.approx(wanted, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["radio_b", "radio_l"])
