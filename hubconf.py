@@ -18,13 +18,13 @@ def student(path, adaptor_names=(), vitdet_window_size=None, device="cpu"):
 
 
 def radio_model(
-    version="", progress=True, return_spatial_features=True, adaptor_names=None, vitdet_window_size=None,
-    neck_name=None, return_checkpoint=False, device="cpu",
+    version, adaptor_names=None, vitdet_window_size=None, neck_name=None, return_checkpoint=False, progress=True,
+    device="cpu",
 ):  # fmt: skip
-    """`student` under RADIO's own name and arguments; `version` is a path, as RADIO's may be.
+    """`student` under RADIO's own name and arguments; `version` is a path, as RADIO's may be (nothing is fetched).
 
     Args:
-        progress, return_spatial_features: taken and not needed.
+        progress: taken, and not needed.
         neck_name: RADIO1D's; there is none here.
         return_checkpoint: return `(model, checkpoint)`, the dict of a checkpoint file or the folder's config.
     """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from radio_distill import checkpoint, journal
 from radio_distill.recipe import Recipe
+
+if TYPE_CHECKING:
+    from teachers.radio_encoder import RadioEncoder
 
 TEMPLATE = """\
 ---
@@ -27,9 +29,7 @@ with what that teacher would have said.
 ## Use
 
 ```python
-import torch
-student = torch.hub.load("PATH/TO/radio-distill", "student", "{folder}", source="local", adaptor_names={adaptors})
-out = student(images)                       # B×3×H×W in [0, 1]; H and W multiples of {patch}, at most {largest}
+{use}
 summary, features = out["backbone"]         # B×{summary}, B×(H/{patch}·W/{patch})×{width}
 ```
 
@@ -59,28 +59,38 @@ for fairness, nor for safety-critical use.
 """
 
 
-def write_card(folder: Path, config: dict[str, Any], recipe: Recipe) -> None:
-    """Write README.md into the export `folder`."""
+USES = {
+    "folder": """\
+import torch
+student = torch.hub.load("PATH/TO/radio-distill", "student", "{place}", source="local", adaptor_names={adaptors})
+out = student(images)                       # B×3×H×W in [0, 1]; H and W multiples of {patch}, at most {largest}""",
+    "hf": """\
+from teachers.radio_hub import HubStudent   # pip install radio-distill
+student = HubStudent.from_pretrained("{place}", adaptor_names={adaptors})
+out = student(images)                       # B×3×H×W in [0, 1]; H and W multiples of {patch}, at most {largest}""",
+}
+
+
+def card_of(encoder: RadioEncoder, recipe: Recipe, place: Path, use: str = "folder") -> str:
+    """The text of the card of a student that will lie at `place`; `use`: one of `USES`."""
     from radio_distill.run_folder import commit
 
-    spec = config["spec"]
+    spec, config = encoder.model.spec, encoder.config
     rows = [
         f"| {name} | {t['encoder']} | {t['weights'] or 'the catalogue’s'} | {t['sharpen']} | {t['licence']} |"
         for name, t in config["teachers"].items()
     ]
-    supervised = sum(head["summary"] is not None for head in spec["heads"].values())
-    parameters = _parameters(folder)
     steps, ranks = _progress(recipe)
-    text = TEMPLATE.format(
-        name=recipe.folder.name, folder=f"{recipe.run}/export", adaptors=list(config["teachers"]), count=len(rows),
-        width=spec["width"], depth=spec["depth"], patch=spec["patch"], largest=spec["cpe_max"],
-        parameters=parameters / 1e6, summary=supervised * spec["width"],
-        size="×".join(map(str, config["preferred_size"])),
-        teachers="\n".join(rows), steps=steps, images=ranks * sum(s.batch for s in recipe.streams.values()),
-        task=recipe.task, seed=recipe.seed, commit=commit(), figures=_figures(recipe),
-        shards="; ".join(str(stream.shards) for stream in recipe.streams.values()),
+    batch = sum(stream.batch for stream in recipe.streams_at(max(steps - 1, 0)).values())
+    sizes = {"patch": spec.patch, "largest": spec.cpe_max}
+    text = USES[use].format(place=place, adaptors=list(config["teachers"]), **sizes)
+    return TEMPLATE.format(
+        name=recipe.folder.name, use=text, count=len(rows), width=spec.width, depth=spec.depth, **sizes,
+        parameters=sum(p.numel() for p in encoder.model.parameters()) / 1e6, summary=encoder.model.summary_width,
+        size="×".join(map(str, config["preferred_size"])), teachers="\n".join(rows), steps=steps,
+        images=ranks * recipe.optim.accumulate * batch, task=recipe.task, seed=recipe.seed, commit=commit(),
+        figures=_figures(recipe), shards="; ".join(str(stream.shards) for stream in recipe.streams.values()),
     )  # fmt: skip
-    (folder / "README.md").write_text(text)
 
 
 def _progress(recipe: Recipe) -> tuple[int, int]:
@@ -90,14 +100,6 @@ def _progress(recipe: Recipe) -> tuple[int, int]:
         return 0, 1
     facts = json.loads((newest / checkpoint.STATE).read_text())
     return facts["step"], facts["world"]
-
-
-def _parameters(folder: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
-        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118 (no dict)
-    return sum(math.prod(shape) for shape in shapes)
 
 
 def _figures(recipe: Recipe) -> str:

@@ -1,12 +1,14 @@
-"""A trained run → the student as users load it: `model.safetensors`, `config.json`, and a model card.
+"""A trained run → the student as users load it: a folder or file in one of four formats, each complete in itself.
 
-PHI-S is folded into the last layer of every feature head, so an exported student answers in its teachers' own spaces
-and needs nothing of the trainer.
+PHI-S is folded into the last layer of every feature head and reparametrised weights into plain ones, so an exported
+student answers in its teachers' own spaces and needs nothing of the trainer. Where the recipe averages weights
+(`optim.ema`), the average is what is exported.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -18,39 +20,42 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from teachers.errors import UserError
-from teachers.radio_files import CONFIG, FORMAT, WEIGHTS
+from teachers.radio import RadioModel
+from teachers.radio_encoder import RadioEncoder
+from teachers.radio_files import CARD, CONFIG, FORMAT, WEIGHTS, find_student
 
 if TYPE_CHECKING:
     from radio_distill.distill import DistillObjective
 
+# Where each format lies beside a run's checkpoints.
+PLACES = {"safetensors": "export", "hub": "student.pth.tar", "hf": "hf", "onnx": "student.onnx"}
+
 
 def write_export(objective: DistillObjective, folder: Path) -> None:
-    """Write the student into `folder`, whole or not at all; an older export there is replaced."""
-    from safetensors.torch import save_file
+    """Write the student into `folder` in our own layout, whole or not at all; an older export there is replaced."""
+    from radio_distill.card import card_of
 
-    from radio_distill.card import write_card
-
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    config = export_config(objective)
-    save_file(folded_weights(objective), temporary / WEIGHTS)
-    (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    write_card(temporary, config, objective.recipe)
-    replace_folder(temporary, folder)
+    encoder = trained_student(objective)
+    encoder.card = card_of(encoder, objective.recipe, folder)
+    write_safetensors(encoder, folder)
 
 
-def replace_folder(new: Path, place: Path) -> None:
-    """Rename `new` to `place`, whatever stood there before."""
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        os.replace(place, old)
-    os.replace(new, place)
-    shutil.rmtree(old, ignore_errors=True)
+def trained_student(objective: DistillObjective) -> RadioEncoder:
+    """The student as it is exported: plain fp32 weights on the CPU, every head in its teacher's own space."""
+    spec, weights = objective.result.baked()
+    with torch.device("meta"):
+        model = RadioModel(spec)
+    # What balances the losses learns with the student and is no part of it.
+    plain = {key: tensor.detach().cpu().float() for key, tensor in weights.items() if not key.startswith("balance.")}
+    model.load_state_dict(plain, assign=True)
+    for name, teacher in objective.teachers.items():
+        last = model.heads[name]["spatial"].last
+        weight, bias = copy.deepcopy(teacher.phi_s).cpu().fuse(last)
+        last.weight, last.bias = torch.nn.Parameter(weight), torch.nn.Parameter(bias)
+    return RadioEncoder(model, export_config(objective, spec.as_dict()), name=objective.recipe.folder.name)
 
 
-def export_config(objective: DistillObjective) -> dict[str, Any]:
+def export_config(objective: DistillObjective, spec: dict[str, Any]) -> dict[str, Any]:
     """What config.json says: how to build the student, at which size it is at home, who taught it."""
     recipe = objective.recipe
     first = next(iter(recipe.streams.values()))
@@ -71,43 +76,153 @@ def export_config(objective: DistillObjective) -> dict[str, Any]:
         "format": FORMAT,
         "licence": "as its teachers' weights allow: " + "; ".join(licences),
         "preferred_size": list(max(first.size, key=lambda size: size[0] * size[1])),
-        "spec": objective.model.spec.as_dict(),
+        "spec": spec,
         "teachers": teachers,
     }
 
 
-def folded_weights(objective: DistillObjective) -> dict[str, torch.Tensor]:
-    """The student's weights with every teacher's PHI-S inverse inside its feature head, fp32 on the CPU."""
-    weights = {key: value.detach().cpu().contiguous() for key, value in objective.model.state_dict().items()}
-    for name, teacher in objective.teachers.items():
-        last = f"heads.{name}.spatial.final.{len(objective.model.heads[name]['spatial'].final) - 1}"
-        weight, bias = teacher.phi_s.fuse(objective.model.heads[name]["spatial"].last)
-        weights[f"{last}.weight"], weights[f"{last}.bias"] = weight.cpu().contiguous(), bias.cpu().contiguous()
-    return weights
+# The formats ------------------------------------------------------------------------------------------------------
+
+
+def write_safetensors(encoder: RadioEncoder, folder: Path) -> None:
+    """Our own layout: config.json, model.safetensors, and the card if there is one."""
+    from safetensors.torch import save_file
+
+    spec, weights = encoder.model.baked()
+    config = {**encoder.config, "format": FORMAT, "spec": spec.as_dict()}
+    with replacing(folder) as new:
+        save_file({key: tensor.cpu().contiguous() for key, tensor in weights.items()}, new / WEIGHTS)
+        (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        if encoder.card is not None:
+            (new / CARD).write_text(encoder.card)
+
+
+def write_hub(encoder: RadioEncoder, file: Path, step: int = 0) -> list[str]:
+    """A checkpoint file that the public RADIO hub loads (`UserError` where it could not); returns its limits there."""
+    from teachers.radio_released import hub_checkpoint, hub_limits, write_checkpoint
+
+    write_checkpoint(hub_checkpoint(encoder.model, encoder.config, step), file)
+    return hub_limits(encoder.model.spec)
+
+
+def write_hf(encoder: RadioEncoder, folder: Path, adaptors: Sequence[str] = ()) -> None:
+    """A Hugging Face folder, for `HubStudent.from_pretrained`; `adaptors` are what it answers with by default."""
+    from teachers.radio_hub import HubStudent
+
+    with replacing(folder) as new:
+        HubStudent(encoder, adaptors).save_pretrained(new)
+
+
+class replacing:
+    """A new folder to write into, which takes the place of `place` at the end, or vanishes where that fails."""
+
+    def __init__(self, place: Path):
+        self.place, self.new = place, place.with_name(f".{place.name}.tmp")
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.new, ignore_errors=True)
+        self.new.mkdir(parents=True)
+        return self.new
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            shutil.rmtree(self.new, ignore_errors=True)
+            return
+        old = self.place.with_name(f".{self.place.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.place.exists():
+            os.replace(self.place, old)
+        os.replace(self.new, self.place)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+# The command ------------------------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m radio_distill.export RUN`: export the newest checkpoint of a run, finished or not."""
     parser = argparse.ArgumentParser(
         prog="python -m radio_distill.export",
-        description="Write the student (or the sharpener) of a run's newest checkpoint into RUN/export.",
-        epilog="example: python -m radio_distill.export runs/quickstart",
+        description="Write the student of a run's newest checkpoint (or the sharpener, into RUN/export).",
+        epilog="example: python -m radio_distill.export runs/quickstart --format onnx --size 224",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    parser.add_argument("--format", choices=["safetensors"], default="safetensors", help="what to write")
-    parser.add_argument("--out", type=Path, help="another folder than RUN/export")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder; or any exported student, to convert it")
+    formats = "ours, the public RADIO hub's checkpoint, a Hugging Face folder, or ONNX"
+    parser.add_argument("--format", choices=list(PLACES), default="safetensors", help=formats)
+    places = ", ".join(f"RUN/{place}" for place in PLACES.values())
+    parser.add_argument("--out", type=Path, help=f"another place than {places} (of an export: beside it)")
+    parser.add_argument("--size", type=int, nargs="+", metavar="PIXELS", help="onnx: one side, or height and width")
+    names = "onnx: the heads in the graph (all without); hf: those it answers with by default (none without)"
+    parser.add_argument("--adaptors", nargs="*", metavar="NAME", help=names)
     options = parser.parse_args(arguments)
     try:
-        place, step = export_checkpoint(options.run, options.out or options.run / "export")
+        place, told = export(options.run, options.format, options.out, options.size, options.adaptors)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{place} (step {step})")
+    print(f"{place} ({told})")
     return 0
 
 
+def export(
+    run: Path,
+    kind: str = "safetensors",
+    out: Path | None = None,
+    size: Sequence[int] | None = None,
+    adaptors: Sequence[str] | None = None,
+) -> tuple[Path, str]:
+    """Write the student of `run` (or of an exported student) as `kind`; returns the place and what there is to tell."""
+    _check_options(kind, size, adaptors)
+    if _has_checkpoints(run):
+        out = out or run / PLACES[kind]
+        if kind == "safetensors":
+            return _with_parent(out), f"step {export_checkpoint(run, out)[1]}"
+        encoder, step = _student_of(run, kind, out)
+        told = f"step {step}"
+    else:
+        place, step = find_student(run), 0
+        encoder, told = RadioEncoder.load(place), f"from {place}"
+        out = out or place.parent / PLACES[kind]
+        if out.resolve() == place.resolve():
+            raise UserError(f"{place} is an export already", todo="name another place with --out, or another --format")
+    _with_parent(out)
+    if kind == "onnx":
+        from radio_distill.onnx_file import write_onnx
+
+        return out, f"{told}, {write_onnx(encoder, out, size, adaptors)}"
+    if kind == "hub":
+        return out, "; ".join([told, *write_hub(encoder, out, step)])
+    if kind == "hf":
+        write_hf(encoder, out, adaptors or ())
+    else:
+        write_safetensors(encoder, out)
+    return out, told
+
+
 def export_checkpoint(run: Path, out: Path) -> tuple[Path, int]:
-    """Export the newest checkpoint of `run` to `out`; returns `out` and the checkpoint's step."""
+    """Export the newest checkpoint of `run` to `out` in our own layout; returns `out` and the checkpoint's step."""
+    objective, step = _objective(run)
+    objective.artefact(out)
+    return out, step
+
+
+def _student_of(run: Path, kind: str, out: Path) -> tuple[RadioEncoder, int]:
+    from radio_distill.card import card_of
+
+    objective, step = _objective(run)
+    if objective.recipe.task != "distill":
+        raise UserError(
+            f"{run} trained a sharpener, which only this project can load",
+            expected="a run with task: distill",
+            todo=f"python -m radio_distill.export {run}   (safetensors)",
+        )
+    encoder = trained_student(objective)
+    encoder.card = card_of(encoder, objective.recipe, out, "hf" if kind == "hf" else "folder")
+    return encoder, step
+
+
+def _objective(run: Path) -> tuple[Any, int]:
+    """The objective of a run as its newest checkpoint left it, and the checkpoint's step."""
     from safetensors.torch import load_file
 
     from radio_distill import checkpoint
@@ -117,13 +232,44 @@ def export_checkpoint(run: Path, out: Path) -> tuple[Path, int]:
     from radio_distill.run_folder import RECIPE
 
     newest = checkpoint.latest(run)
-    if newest is None or not (run / RECIPE).exists():
-        raise UserError(f"{run} holds no checkpoint", expected="the run folder of a started run")
     objective = build_objective(load_recipe(run / RECIPE), World(0, 0, 1, torch.device("cpu")))
     objective.model.load_state_dict(load_file(newest / checkpoint.MODEL))
     objective.load_state(load_file(newest / checkpoint.TEACHERS))
-    objective.artefact(out)
-    return out, json.loads((newest / checkpoint.STATE).read_text())["step"]
+    return objective, json.loads((newest / checkpoint.STATE).read_text())["step"]
+
+
+def _has_checkpoints(run: Path) -> bool:
+    """Whether `run` is a run folder to export from; raises `UserError` for what holds no student at all."""
+    from radio_distill import checkpoint
+    from radio_distill.run_folder import RECIPE
+
+    if checkpoint.latest(run) is not None and (run / RECIPE).exists():
+        return True
+    try:
+        find_student(run)
+    except UserError:
+        expected = "the run folder of a started run, or an exported student"
+        raise UserError(f"{run} holds no checkpoint", expected=expected) from None
+    return False
+
+
+def _check_options(kind: str, size: Sequence[int] | None, adaptors: Sequence[str] | None) -> None:
+    if size is not None and (kind != "onnx" or len(size) > 2):
+        raise UserError(
+            f"--size {' '.join(map(str, size))} does not go with --format {kind}" if kind != "onnx" else
+            f"--size {' '.join(map(str, size))} is no image size",
+            expected="with --format onnx, one side or a height and a width (the other formats take any size)",
+        )  # fmt: skip
+    if adaptors is not None and kind not in ("onnx", "hf"):
+        raise UserError(
+            f"--adaptors does not go with --format {kind}: all heads are in its file",
+            todo="leave it out, and name the adaptors where the student is loaded",
+        )
+
+
+def _with_parent(place: Path) -> Path:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 if __name__ == "__main__":

@@ -177,7 +177,6 @@ class HubStudent(nn.Module, PyTorchModelHubMixin, library_name="radio-distill", 
     def _save_pretrained(self, save_directory: Path) -> None:
         from teachers.radio_released import write_folder
 
-        self.switch_to_deploy()
         write_folder(save_directory, self.encoder, self.adaptor_names)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:

@@ -34,6 +34,7 @@ TIMM_NAMES = {
 }
 OTHER_SIZE = ("vit_base_patch16_224", 16)
 EMPTY_HEAD = MlpSpec(hidden=1)
+SHALLOWEST_WINDOWED = 8  # the public entry has 4 global blocks, and a windowed one before each
 
 
 def hub_args(spec: RadioSpec) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def hub_checkpoint(model: RadioModel, config: Mapping[str, Any], step: int) -> d
     A teacher without a summary head gets an empty one, as the entry looks for one of every teacher; our reader takes
     it out again. What `args` has no place for stands under a key that only our reader knows.
     """
-    spec, weights = model.baked()
+    spec, weights = _plain(model)
     args = hub_args(spec)
     state = {key: tensor.detach().cpu().float().contiguous() for key, tensor in to_hub(spec, weights).items()}
     headless = [name for name, head in spec.heads.items() if head.summary is None]
@@ -135,6 +136,25 @@ def hub_checkpoint(model: RadioModel, config: Mapping[str, Any], step: int) -> d
         "epoch": step,
         OURS: {"config": kept, "without_summary": headless, "spec": windows},
     }
+
+
+def hub_limits(spec: RadioSpec) -> list[str]:
+    """What the public entry does less with `spec` than this project does."""
+    attentive = [name for name, head in spec.heads.items() if head.spatial_mlp.version == "attention"]
+    limits = []
+    if attentive:
+        limits.append(f"there the features of {', '.join(attentive)} come with feature_fmt='NLC' only")
+    if spec.depth < SHALLOWEST_WINDOWED:
+        limits.append(f"there its windowed mode needs {SHALLOWEST_WINDOWED} blocks, and this has {spec.depth}")
+    return limits
+
+
+def _plain(model: RadioModel) -> tuple[RadioSpec, dict[str, Tensor]]:
+    """The baked student, with its input conditioner also where that was made external."""
+    spec, weights = model.baked()
+    for key, value in {"mean": spec.mean, "std": spec.std}.items():
+        weights.setdefault(f"input_conditioner.{key}", torch.tensor(value).view(3, 1, 1))
+    return spec, weights
 
 
 def _empty_head(name: str, width: int) -> dict[str, Tensor]:
@@ -154,9 +174,8 @@ def write_checkpoint(checkpoint: Mapping[str, Any], file: Path) -> None:
     os.replace(temporary, file)
 
 
-def folder_config(encoder: RadioEncoder, adaptor_names: tuple[str, ...] = ()) -> dict[str, Any]:
+def folder_config(spec: RadioSpec, encoder: RadioEncoder, adaptor_names: tuple[str, ...] = ()) -> dict[str, Any]:
     """config.json of a Hugging Face folder: RADIO's fields, and ours, which are the ones that are read back."""
-    spec = encoder.model.spec
     try:
         args = {key: str(value) if key == "dtype" else value for key, value in hub_args(spec).items()}
     except UserError:
@@ -193,10 +212,9 @@ def write_folder(folder: Path, encoder: RadioEncoder, adaptor_names: tuple[str, 
     """A Hugging Face folder: config.json, model.safetensors under RADIO's names, and the student's card, if any."""
     from safetensors.torch import save_file
 
-    spec, weights = encoder.model.baked()
-    assert spec == encoder.model.spec, "bake the student first (HubStudent.switch_to_deploy)"
+    spec, weights = _plain(encoder.model)
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in to_folder_names(to_hub(spec, weights)).items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(folder_config(encoder, adaptor_names), indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(folder_config(spec, encoder, adaptor_names), indent=2) + "\n")
     if encoder.card is not None:
         (folder / CARD).write_text(encoder.card)

@@ -99,6 +99,7 @@ def test_without_its_preprocessor_a_student_is_still_saved_whole(tmp_path):
     before = model(batch).features
     model.make_preprocessor_external()
     model.save_pretrained(tmp_path)
+    assert model.model.spec.spectral  # it goes on as it was
     torch.testing.assert_close(HubStudent.from_pretrained(tmp_path)(batch).features, before)
 
 
