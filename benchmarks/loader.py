@@ -1,5 +1,7 @@
 """Measures the loader: images a second from tar shards to uint8 views, beside the decoder alone and a plain pipeline.
 
+And the cache of what teachers say: images a second that a teacher sees, that are seen and kept, that are found again.
+
     python benchmarks/loader.py            # a table
     python benchmarks/loader.py --json     # one object a line
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import tempfile
 import time
@@ -84,6 +87,22 @@ def decoder(paths: list[str], sizes: Sequence[tuple[int, int]], workers: int) ->
             yield BATCH
 
 
+def cached(folder: Path, variant: str) -> Iterator[int]:
+    """Pictures at 224 px to features of EfficientNet-Lite0: without the cache, with an empty one, with a filled one."""
+    from radio_distill.teacher_cache import TeacherCache
+    from teachers.catalogue import build
+
+    encoder, images = build("lite0"), torch.rand(BATCH, 3, 224, 224)
+    cache = TeacherCache(folder / variant, max_gib=1)
+    for number in itertools.count():
+        keys = [f"{number if variant == 'cache_empty' else 0} {row}" for row in range(BATCH)]
+        if variant == "no_cache":
+            encoder(images)
+        else:
+            cache.features(encoder, images, keys)
+        yield BATCH
+
+
 def measure(rows: Iterator[int], stretches: int, seconds: float) -> float:
     """Milliseconds an image: the median over stretches, after one that does not count."""
     times = []
@@ -118,12 +137,20 @@ def main() -> None:
             size = sum(Path(path).stat().st_size for path in paths) // options.pictures
             for name, (rows, workers) in variants.items():
                 ms = measure(rows(paths, sizes, workers), options.stretches, options.seconds)
-                row = {
-                    "variant": name, "case": case, "channels": 3, "height": side, "width": side, "workers": workers,
-                    "ms": round(ms, 4), "images_per_s": round(1000 / ms, 1), "bytes": size, "device": "cpu",
-                }  # fmt: skip
-                line = f"{case:14s} {name:20s} {row['images_per_s']:8.0f} images/s"
-                print(json.dumps(row) if options.json else line, flush=True)
+                show(case, name, ms, side, size, workers, options.json)
+        for name in ("no_cache", "cache_empty", "cache_full"):
+            ms = measure(cached(Path(folder), name), options.stretches, options.seconds)
+            show("lite0at224", name, ms, 224, 2 * (14 * 14 * 112 + 1280), 0, options.json)
+
+
+def show(case: str, name: str, ms: float, side: int, size: int, workers: int, as_json: bool) -> None:
+    """Print one measurement; `size`: bytes an image in its shard or in the cache."""
+    row = {
+        "variant": name, "case": case, "channels": 3, "height": side, "width": side, "workers": workers,
+        "ms": round(ms, 4), "images_per_s": round(1000 / ms, 1), "bytes": size, "device": "cpu",
+    }  # fmt: skip
+    line = f"{case:14s} {name:20s} {row['images_per_s']:8.0f} images/s"
+    print(json.dumps(row) if as_json else line, flush=True)
 
 
 if __name__ == "__main__":
