@@ -10,7 +10,6 @@ errors are in the teachers' spaces whatever the loss compared. A killed command 
 
 from __future__ import annotations
 
-import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -55,6 +54,12 @@ ARMS = {
 AGAINST = {"mse": "hybrid", "phi_s": "mse", "balanced": "phi_s", "shift": "balanced", "average": "shift",
            "mesa": "average"}  # fmt: skip
 TASKS = {"k-NN top-1": "k-NN", "zero-shot top-1": "zero-shot", "mIoU": "mIoU"}  # the suite's metrics → our columns
+
+KINDS = {  # a metric's first words → the report's sections
+    "feature error": "Feature error in the teachers' spaces (1 = the best constant; lower is better)",
+    "summary error": "Summary error (1 − cosine; lower is better)",
+    "": "Labels and masks: k-NN, zero-shot through the head with text, a linear probe's mIoU (higher is better)",
+}
 
 
 class Measure:
@@ -120,28 +125,38 @@ def changes(measured: Sequence[Measured]) -> dict[str, dict[str, Estimate]]:
 
 
 def page(measured: Sequence[Measured], recipe: str, command: str) -> str:
-    """The report: figures of every arm, and what each change did."""
+    """The report: for each kind of figure those of every arm, and what each change did."""
     units = columns(measured)
-    rows, steps = [], []
-    for arm, found in figures(measured).items():
-        if found:
-            cost = np.median([run.training["ms_a_step"] for run in tables.by_seed(measured, arm).values()])
-            rows.append([ARMS[arm].title, *(tables.cell(found.get(name), unit) for name, unit in units.items())])
-            rows[-1].append(f"{cost:.0f}")
-    for arm, found in changes(measured).items():
-        if found:
-            title = f"{ARMS[arm].title} − {ARMS[AGAINST[arm]].title}"
-            steps.append([title, *(tables.cell(found.get(name), unit, signed=True) for name, unit in units.items())])
-    header = [f"{name}{', %' if unit == '%' else ''}" for name, unit in units.items()]
-    return "\n".join([
-        "# What each part of the loss is worth", "", tables.heading(measured, ARMS, recipe, command), "",
-        "Errors: lower is better; feature error 1 = the best constant, in the teacher's own space; summary error = "
-        "1 − cosine. k-NN, zero-shot (through the first teacher with text), mIoU: higher is better.", "",
-        tables.markdown_table(["arm", *header, "ms a step"], rows),
-        "What the one thing more did, seed by seed on the same pictures (**bold**: the interval leaves out 0; of so "
-        "many comparisons one in twenty does by chance):", "",
-        tables.markdown_table(["change", *header], steps), f"![{NAME}.png]({NAME}.png)", "",
-    ])  # fmt: skip
+    found, changed = figures(measured), changes(measured)
+    parts = ["# What each part of the loss is worth", "", tables.heading(measured, ARMS, recipe, command), "",
+             "The second table of each kind: what the one thing more did, seed by seed on the same pictures. **Bold**: "
+             "the interval leaves out 0; of so many comparisons one in twenty does by chance.", ""]  # fmt: skip
+    for kind, about in KINDS.items():
+        names = [name for name in units if _kind(name) == kind]
+        if not names:
+            continue
+        header = [f"{name.removeprefix(kind).strip()}{', %' * (units[name] == '%')}" for name in names]
+        rows = [
+            [ARMS[arm].title, *(tables.cell(f.get(name), units[name]) for name in names)]
+            for arm, f in found.items()
+            if f
+        ]
+        steps = [
+            [f"{ARMS[arm].title} − {ARMS[AGAINST[arm]].title}"]
+            + [tables.cell(change.get(name), units[name], signed=True) for name in names]
+            for arm, change in changed.items() if change
+        ]  # fmt: skip
+        parts += [f"## {about}", "", tables.markdown_table(["arm", *header], rows)]
+        parts += [tables.markdown_table(["change", *header], steps)] if steps else []
+    costs = [[ARMS[arm].title, f"{np.median([run.training['ms_a_step'] for run in runs]):.0f}"]
+             for arm in ARMS if (runs := tables.by_seed(measured, arm).values())]  # fmt: skip
+    parts += ["## Cost", "", tables.markdown_table(["arm", "ms a training step (median)"], costs)]
+    return "\n".join([*parts, f"![{NAME}.png]({NAME}.png)", ""])
+
+
+def _kind(name: str) -> str:
+    """The section of the report that a metric stands in."""
+    return next(kind for kind in KINDS if name.startswith(kind))
 
 
 def picture(measured: Sequence[Measured]):
@@ -196,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--eval", default=EVAL, metavar="RECIPE", help=f"of the suite [{EVAL}]")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of that recipe")
     options = parser.parse_intermixed_args(arguments)
-    command = shlex.join(["python", f"benchmarks/{NAME}.py", *arguments])
+    command = arms.shown(NAME, arguments)
 
     def report(measured: list[Measured]) -> None:
         text, facts = page(measured, options.recipe, command), data(measured, options.recipe, command)

@@ -10,6 +10,7 @@ import argparse
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -83,6 +84,11 @@ def command_line(about: str, arms: Mapping[str, Arm], out: str) -> argparse.Argu
     return parser
 
 
+def shown(name: str, arguments: Sequence[str]) -> str:
+    """The command that a report says it is of: the one that trains."""
+    return shlex.join(["python", f"benchmarks/{name}.py", *(word for word in arguments if word != "--report-only")])
+
+
 def trials(options: argparse.Namespace, arms: Mapping[str, Arm], common: Sequence[str] = ()) -> list[Trial]:
     """Every run that was asked for, seed by seed; the user's own overrides come last and win."""
     loaded = Path(radio_distill.__file__).resolve().parents[1]
@@ -111,7 +117,11 @@ def run(
     import torch
 
     torch.set_num_threads(options.threads)
-    failed = [] if options.report_only else work(wanted, opened(wanted[0]), key)
+    before = signal.signal(signal.SIGTERM, _interrupt)  # or a trainer that was started here would be left alone
+    try:
+        failed = [] if options.report_only else work(wanted, opened(wanted[0]), key)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     measured = [found for trial in wanted if (found := read(trial, key)) is not None]
     if measured:
         report(measured)
@@ -134,7 +144,6 @@ def guarded(main: Callable[[], int]) -> int:
 
 def work(wanted: Sequence[Trial], measure: Callable[[Trial], dict[str, MetricScore]], key: str) -> list[str]:
     """Train and measure all that is not done yet; returns what failed. `key` names how it is measured."""
-    signal.signal(signal.SIGTERM, _interrupt)  # or a run that was started here would be left alone
     tries: Counter[str] = Counter()
     while pending := [t for t in wanted if read(t, key) is None and tries[t.label] < TRIES]:
         outcomes = [_attempt(trial, measure, key, tries) for trial in pending]

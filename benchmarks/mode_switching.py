@@ -12,7 +12,6 @@ resampled to the student's grid. A killed command goes on where it was.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -115,7 +114,7 @@ def page(measured: Sequence[Measured], trained: Trained, recipe: str, command: s
                 for head, by_arm in source.get(kind, {}).items() for arm, by_size in by_arm.items()
             ]  # fmt: skip
             if rows:
-                parts += [tables.markdown_table(["head", "teachers", *(f"{size} px" for size in sizes)], rows)]
+                parts += [tables.markdown_table(["head", "teachers", *(f"{size} px" for size in sizes)], rows, texts=2)]
     parts += ["**Bold**: the difference's interval leaves out 0.", "", f"![{NAME}.png]({NAME}.png)", ""]
     return "\n".join(parts)
 
@@ -136,7 +135,6 @@ def picture(measured: Sequence[Measured], trained: Trained):
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.tick_params(labelsize=9)
             axes.grid(linewidth=0.4, color="#dddddd")
-            axes.set_ylim(bottom=0)
         row[0].set_ylabel(KINDS[kind], fontsize=9)
     for axes in every[-1]:
         axes.set_xlabel("student's image size, px", fontsize=9)
@@ -179,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = arms.command_line(__doc__, ARMS, f"runs/{NAME}")
     parser.add_argument("--scenes", type=int, default=300, help="held-out scenes that errors are measured on [300]")
     options = parser.parse_intermixed_args(arguments)
-    command = shlex.join(["python", f"benchmarks/{NAME}.py", *arguments])
+    command = arms.shown(NAME, arguments)
     wanted = arms.trials(options, ARMS, COMMON)
     trained = {trial.arm.name: trained_at(trial.recipe) for trial in wanted}
 

@@ -23,9 +23,9 @@ INTERVAL = (
 )
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are figures."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """A table whose first columns (`texts` of them) are text and whose others are figures."""
+    lines = [header, ["---"] * texts + ["---:"] * (len(header) - texts), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
@@ -56,7 +56,7 @@ def heading(measured: Sequence[Measured], arms: Mapping[str, Arm], recipe: str, 
     commits = ", ".join(sorted({run.commit for run in measured}))
     steps = sorted({int(run.training["steps"]) for run in measured})
     n = sorted({figure.n for run in measured for figure in run.metrics.values()})
-    lacking = [f"{name} has {count}" for name, count in counts.items() if count < len(seeds)]
+    lacking = [f"{name} has {count}" for name, count in counts.items() if 0 < count < len(seeds)]
     return (
         f"`{command}`, {recipe}, commit {commits}; {len(seeds)} seed{'s' * (len(seeds) != 1)}"
         + (f" ({'; '.join(lacking)})" if lacking else "")
