@@ -15,6 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class TeacherCache:
     def __init__(self, folder: str | Path, max_gib: float, say: Callable[[str], None] = print):
         self.folder, self.limit, self.say = Path(folder).expanduser(), int(max_gib * 2**30), say
         self._counts: Counter[str] = Counter(hits=0, misses=0, rebuilt=0)
+        # A sharpener hashes its weights whenever it is asked who it is; frozen, it stays who it was.
+        self._homes: WeakKeyDictionary[Encoder, Path] = WeakKeyDictionary()
         self._allowance = 0  # bytes to write before the folder is measured again
         self._closed = False  # nothing more is written
 
@@ -94,7 +97,9 @@ class TeacherCache:
         return hashlib.blake2b(repr((key, size, note, precision)).encode(), digest_size=16).hexdigest()
 
     def _path(self, encoder: Encoder, name: str) -> Path:
-        return self.folder / encoder.identity / name[:2] / f"{name[2:]}.safetensors"
+        if encoder not in self._homes:
+            self._homes[encoder] = self.folder / encoder.identity
+        return self._homes[encoder] / name[:2] / f"{name[2:]}.safetensors"
 
     # Files --------------------------------------------------------------------------------------------------------
 

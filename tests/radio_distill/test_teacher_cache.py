@@ -70,6 +70,24 @@ def test_only_the_missing_rows_are_computed_and_every_row_is_its_own(tmp_path):
     assert torch.allclose(mixed.summary, encoder(images).summary, atol=0.02)
 
 
+def test_an_encoder_is_asked_once_who_it_is(tmp_path):
+    class Forgetful(Watched):
+        times = 0
+
+        @property
+        def identity(self):
+            self.times += 1
+            return "whoever"
+
+        @identity.setter
+        def identity(self, value): ...
+
+    encoder, cache = Forgetful(), TeacherCache(tmp_path, 1)
+    for _ in range(3):
+        cache.features(encoder, pictures(), KEYS)
+    assert encoder.times == 1 and cache.counts["hits"] == 8
+
+
 def test_a_picture_twice_in_a_batch_is_computed_once(tmp_path):
     encoder, images = Watched(), pictures(2)
     seen = TeacherCache(tmp_path, 1).features(encoder, images[[0, 1, 0]], ["a", "b", "a"])
