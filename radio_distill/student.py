@@ -28,6 +28,7 @@ def student_spec(recipe: Recipe, teachers: Mapping[str, Dims]) -> RadioSpec:
         stem=config.stem,
         patch_bias=config.patch_bias,
         mlp=config.mlp or ARCHITECTURES[config.arch].mlp,
+        mlp_ratio=ARCHITECTURES[config.arch].mlp_ratio,
         layer_scale=config.layer_scale,
         cpe_max=config.cpe_max,
         token_per_teacher=config.summary_tokens == "teacher",

@@ -21,6 +21,7 @@ class Architecture(NamedTuple):
     depth: int
     num_heads: int
     mlp: str = "gelu"
+    mlp_ratio: float = 4.0
 
 
 # RADIO's sizes; the tiny ones are for a laptop's CPU. ViT-g is DINOv2's, whose blocks have SwiGLU.
@@ -31,7 +32,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "vit_small": Architecture(384, 12, 6),
     "vit_base": Architecture(768, 12, 12),
     "vit_large": Architecture(1024, 24, 16),
-    "vit_so400m": Architecture(1152, 27, 16),
+    "vit_so400m": Architecture(1152, 27, 16, mlp_ratio=4304 / 1152),
     "vit_huge": Architecture(1280, 32, 16),
     "vit_giant": Architecture(1536, 40, 24, "swiglu"),
 }

@@ -78,7 +78,7 @@ class SpectralScale(nn.Module):
         blocks = weight.detach().float().unflatten(0, (self.chunks, -1))
         left, right = _leading(blocks)
         if not self.keep:
-            return left, right, torch.full((self.chunks,), math.log(math.expm1(1 - FLOOR)))
+            return left, right, torch.full((self.chunks,), math.log(math.expm1(1 - FLOOR)), device=weight.device)
         above = (_largest(left, blocks, right) - FLOOR).clamp(min=SMALLEST)
         return left, right, (above + torch.log(-torch.expm1(-above)))[:, None, None]  # softplus⁻¹, also of large ones
 
@@ -97,7 +97,8 @@ def _leading(blocks: Tensor) -> tuple[Tensor, Tensor]:
         return blocks.new_empty(n, rows), blocks.new_empty(n, columns)
     few = min(8, rows, columns)
     rng = torch_rng("spectral")  # of its own: the same on every rank, whenever it is asked
-    right = torch.linalg.qr(torch.randn(n, columns, few, generator=rng, dtype=blocks.dtype).to(blocks.device))[0]
+    right = torch.randn(n, columns, few, generator=rng, dtype=blocks.dtype, device="cpu")
+    right = torch.linalg.qr(right.to(blocks.device))[0]
     for _ in range(START_STEPS):
         right = torch.linalg.qr(blocks.mT @ (blocks @ right))[0]
     left, _, turn = torch.linalg.svd(blocks @ right, full_matrices=False)
