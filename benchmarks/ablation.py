@@ -57,7 +57,8 @@ TASKS = {"k-NN top-1": "k-NN", "zero-shot top-1": "zero-shot", "mIoU": "mIoU"}  
 
 KINDS = {  # a metric's first words → the report's sections
     "feature error": "Feature error in the teachers' spaces (1 = the best constant; lower is better)",
-    "summary error": "Summary error (1 − cosine; lower is better)",
+    "feature cosine": "Features, 1 − cosine (lower is better)",
+    "summary cosine": "Summaries, 1 − cosine (lower is better)",
     "": "Labels and masks: k-NN, zero-shot through the head with text, a linear probe's mIoU (higher is better)",
 }
 

@@ -63,7 +63,11 @@ class Teachers:
 
 @torch.no_grad()
 def match(student: RadioEncoder, teachers: Teachers, size: Size, sharpen: bool, label: str) -> dict[str, MetricScore]:
-    """`feature error NAME LABEL` (1.0: the best constant) and `summary error NAME LABEL` (1 − cosine) of every head."""
+    """Of every head `KIND NAME LABEL`, all of them errors.
+
+    KIND is `feature error` (squared, as a share of the teacher's variance: 1.0 is the best constant), `feature cosine`
+    and `summary cosine` (1 − cosine, mean over cells and pictures).
+    """
     grid = student.grid(size)
     targets = {name: teachers.targets(name, grid, sharpen) for name in teachers}
     means = {name: _mean(target.spatial, grid) for name, target in targets.items()}
@@ -71,15 +75,24 @@ def match(student: RadioEncoder, teachers: Teachers, size: Size, sharpen: bool, 
     for number, images in enumerate(teachers.pictures(size)):
         said = student.everything(images)
         for name, target in targets.items():
-            wanted = resize_map(target.spatial.split(BATCH)[number], grid).double()
-            errors = squared_errors(said[name].spatial.double(), wanted, means[name])
-            rows.setdefault(f"feature error {name} {label}", []).append(errors)
+            maps, wanted = said[name].spatial.double(), resize_map(target.spatial.split(BATCH)[number], grid).double()
+            of_each = {
+                "feature error": squared_errors(maps, wanted, means[name]),
+                "feature cosine": _cosine(maps, wanted),
+            }
             if target.summary is not None:
-                cosine = F.cosine_similarity(said[name].summary.double(), target.summary.split(BATCH)[number].double())
-                both = torch.stack([1 - cosine, torch.ones_like(cosine)], dim=1)
-                rows.setdefault(f"summary error {name} {label}", []).append(both)
+                summary = target.summary.split(BATCH)[number].double()
+                of_each["summary cosine"] = _cosine(said[name].summary.double(), summary)
+            for kind, pictures in of_each.items():
+                rows.setdefault(f"{kind} {name} {label}", []).append(pictures)
     identity = teachers.split.identity
     return {key: metric(torch.cat(r).numpy(), ratio, identity, direction="lower", unit="") for key, r in rows.items()}
+
+
+def _cosine(said: Tensor, wanted: Tensor) -> Tensor:
+    """Of each picture, vectors in dimension 1: (Σ 1 − cos, how many), N×2."""
+    errors = (1 - F.cosine_similarity(said, wanted, dim=1)).reshape(len(said), -1)
+    return torch.stack([errors.sum(dim=1), torch.ones_like(errors).sum(dim=1)], dim=1)
 
 
 def _mean(maps: Tensor, grid: Size) -> Tensor:

@@ -43,7 +43,11 @@ ARMS = {
     )
 }
 BASE = "both"
-KINDS = {"feature error": "feature error (1 = the best constant)", "summary error": "summary: 1 − cosine"}
+KINDS = {  # of error → as the plot's axes call it
+    "feature error": "feature error (constant: 1)",
+    "feature cosine": "features: 1 − cosine",
+    "summary cosine": "summary: 1 − cosine",
+}
 
 
 class Measure:
@@ -106,7 +110,7 @@ def page(measured: Sequence[Measured], trained: Trained, recipe: str, command: s
              "at this size.", ""]  # fmt: skip
     found, changed = curves(measured, heads), curves(measured, heads, against=BASE)
     for kind in found:
-        parts += [f"## {kind[0].upper()}{kind[1:]}", ""]
+        parts += [f"## {KINDS[kind][0].upper()}{KINDS[kind][1:]}", ""]
         for source, signed in ((found, False), (changed, True)):
             rows = [
                 [head, ARMS[arm].title + (f" − {ARMS[BASE].title}" if signed else ""),
@@ -125,7 +129,7 @@ def picture(measured: Sequence[Measured], trained: Trained):
 
     heads, sizes = list(next(iter(trained.values()))), _sizes(measured)
     found = curves(measured, heads)
-    figure = Figure(figsize=(2.9 * len(heads), 0.9 + 2.5 * len(found)), layout="constrained")
+    figure = Figure(figsize=(2.9 * len(heads), 0.9 + 2.3 * len(found)), layout="constrained")
     every = figure.subplots(len(found), len(heads), sharex=True, sharey="row", squeeze=False)
     for row, (kind, by_head) in zip(every, found.items()):
         for axes, (head, by_arm) in zip(row, by_head.items()):

@@ -122,12 +122,16 @@ def test_a_student_that_repeats_its_teacher_has_no_error_and_the_best_constant_h
 
     match = bench["matching"].match
     found = match(Echo(teachers, size), teachers, size, False, "here")
-    assert list(found) == ["feature error a here", "summary error a here"]
-    assert [figure.value for figure in found.values()] == pytest.approx([0, 0], abs=1e-9)
+    assert list(found) == ["feature error a here", "feature cosine a here", "summary cosine a here"]
+    assert [figure.value for figure in found.values()] == pytest.approx([0, 0, 0], abs=1e-9)
     grid = (size[0] // 8, size[1] // 8)
-    mean = resize_map(teachers.targets("a", grid, False).spatial, grid).mean(dim=(0, 2, 3))[:, None, None]
+    maps = resize_map(teachers.targets("a", grid, False).spatial, grid)
+    mean = maps.mean(dim=(0, 2, 3))[:, None, None]
+    wanted = 1 - torch.cosine_similarity(maps, mean[None], dim=1).mean().item()
     found = match(Echo(teachers, size, constant=mean, summary_sign=-1), teachers, size, False, "here")
-    assert [figure.value for figure in found.values()] == pytest.approx([1, 2], rel=1e-5)
+    assert found["feature error a here"].value == pytest.approx(1, rel=1e-5)
+    assert found["summary cosine a here"].value == pytest.approx(2)
+    assert found["feature cosine a here"].value == pytest.approx(wanted)
     assert found["feature error a here"].n == 45 and len(found["feature error a here"].resamples) == 200
 
 
@@ -213,9 +217,14 @@ def test_the_ablation_does_every_run_once_and_goes_on_where_it_was(bench, ablate
     rows = {row["arm"]: row for row in data["arms"]}
     assert rows["mse"]["seeds"] == [0, 1] and rows["mesa"]["seeds"] == [] and rows["mse"]["against"] == "hybrid"
     figures = rows["mse"]["figures"]
-    assert {"feature error clip low", "feature error siglip high", "summary error clip low", "k-NN", "mIoU"} <= set(
-        figures
-    )
+    assert {
+        "feature error clip low",
+        "feature error siglip high",
+        "summary cosine clip low",
+        "feature cosine clip high",
+        "k-NN",
+        "mIoU",
+    } <= set(figures)
     one = json.loads((out / "mse-seed1" / "measured.json").read_text())
     assert figures["k-NN"]["by_seed"][1] == one["metrics"]["k-NN"]["value"] and one["training"]["steps"] == 2
     change = rows["mse"]["changes"]["mIoU"]["mean"]
@@ -292,9 +301,9 @@ def test_mode_switching_measures_every_head_at_five_sizes_and_marks_where_it_was
     data = json.loads((out / "mode_switching.json").read_text())
     assert data["arms"]["split"]["trained at"] == {"clip": [32], "siglip": [64]}
     rows = data["figures"]
-    assert len(rows) == 2 * 2 * 2 * 5 and {row["size"] for row in rows} == {48, 64, 96, 128, 160}
+    assert len(rows) == 3 * 2 * 2 * 5 and {row["size"] for row in rows} == {48, 64, 96, 128, 160}
     marked = {(row["arm"], row["head"], row["size"]) for row in rows if row["trained"]}
     assert marked == {("both", "clip", 64), ("both", "siglip", 64), ("split", "siglip", 64)}
     page = (out / "mode_switching.md").read_text()
-    assert page.count("| siglip | CLIP low, SigLIP high |") == 2 and "| 48 px |" in page
+    assert page.count("| siglip | CLIP low, SigLIP high |") == 3 and "| 48 px |" in page
     assert (out / "mode_switching.png").stat().st_size > 10_000
