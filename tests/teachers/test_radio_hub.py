@@ -97,9 +97,11 @@ def test_the_preprocessor_can_be_taken_outside():
 def test_without_its_preprocessor_a_student_is_still_saved_whole(tmp_path):
     model, batch = HubStudent(encoder(student(spectral=True))), images(1, 3, 8, 12)
     before = model(batch).features
-    model.make_preprocessor_external()
+    preprocess = model.make_preprocessor_external()
     model.save_pretrained(tmp_path)
     assert model.model.spec.spectral  # it goes on as it was
+    model.switch_to_deploy()
+    torch.testing.assert_close(model(preprocess(batch)).features, before)
     torch.testing.assert_close(HubStudent.from_pretrained(tmp_path)(batch).features, before)
 
 
