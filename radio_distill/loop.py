@@ -26,7 +26,7 @@ from radio_distill.objectives import Objective
 from radio_distill.optimisers import freeze
 from radio_distill.recipe import Recipe, StreamConfig
 from radio_distill.run_folder import EXPORT
-from radio_distill.schedule import images_seen, learning_rate
+from radio_distill.schedule import learning_rate
 from radio_distill.shards import ShardStream, read_all
 from radio_distill.stopping import Stopper
 from radio_distill.views import Batch
@@ -43,7 +43,7 @@ class Training:
     def __init__(self, recipe: Recipe, objective: Objective, world: World):
         self.recipe, self.objective, self.world, self.run = recipe, objective, world, recipe.folder
         self.started_from = checkpoint.latest(self.run)
-        self.step = 0
+        self.step = self.samples = 0  # samples: of all ranks
         self.positions: dict[str, Any] = {}  # this rank's, by stream, after the last batch taken
         self._left: dict[str, list[Any]] = {}  # every rank's, by stream, where a stage or another process left it
         self._stage: int | None = None  # the last one begun
@@ -53,7 +53,7 @@ class Training:
         if self.started_from:
             facts, tensors = checkpoint.load(self.started_from, self.engine, world)
             objective.load_state(tensors)
-            self.step = facts["step"]
+            self.step, self.samples = facts["step"], facts["samples"]
             self._left = facts["positions"]
         self.console = Console(world.first, recipe.steps, self.step)
         self.console.say(self._first_line(precision, why))
@@ -61,8 +61,7 @@ class Training:
     def _first_line(self, precision: str, why: str) -> str:
         ranks = f"{self.world.size} rank{'s' if self.world.size > 1 else ''} on {self.world.device.type}"
         if self.started_from:
-            samples = images_seen(self.recipe, self.step) * self.world.size
-            begin = f"resuming at step {self.step}, sample {samples} ({self.started_from})"
+            begin = f"resuming at step {self.step}, sample {self.samples} ({self.started_from})"
         else:
             begin = "starting from scratch (no checkpoint there yet)"
         return f"run {self.run}: {begin}; {ranks}; {precision}: {why}"
@@ -175,10 +174,16 @@ class Training:
             skipped = {s: [r for one in everybody for r in one.get(s, [])] for one in everybody for s in one}
         loss = sum(fields[f"{name}/loss"] * weights[name] for name in streams) / len(streams)
         self.step += 1
+        self.samples += self.samples_a_step(streams)
         if self.recipe.optim.ema is not None:
             with checkpoint.whole_parameters(self.engine):
                 self.objective.after_step(self.step)
         return {"loss": loss, **fields, "lr": rate, "norm": norm, "wait": waited}, skipped, bool(summed[-1])
+
+    def samples_a_step(self, streams: Iterable[str]) -> int:
+        """How many images all ranks take from these streams in one optimiser step."""
+        batches = sum(self.recipe.streams[name].batch for name in streams)
+        return batches * self.recipe.optim.accumulate * self.world.size
 
     def _weights(self, streams: Iterable[str]) -> dict[str, float]:
         """What each stream's loss is multiplied by before the mean over streams, micro-batches and ranks is taken."""
@@ -202,7 +207,7 @@ class Training:
 
     def save(self) -> None:
         self._gather_positions()
-        facts = {"step": self.step, "world": self.world.size, "positions": self._left}
+        facts = {"step": self.step, "samples": self.samples, "world": self.world.size, "positions": self._left}
         checkpoint.save(
             self.run, self.engine, self.step, dict(self.objective.state()), facts,
             keep=self.recipe.output.keep, world=self.world,
@@ -288,7 +293,7 @@ def train(recipe: Recipe, objective: Objective, world: World, stopper: Stopper) 
             console.tick(training.step)
             if due(output.log):
                 by_stream = {name: fields[f"{name}/loss"] for name in streams}
-                images = world.size * recipe.optim.accumulate * sum(recipe.streams[name].batch for name in streams)
+                images = training.samples_a_step(streams)
                 console.line(training.step, fields["loss"], by_stream, fields["norm"], fields["lr"], images)
             if due(output.heldout):
                 judge()

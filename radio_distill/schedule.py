@@ -1,4 +1,4 @@
-"""A step number → the learning rate (a linear warm-up and a cosine, begun anew in every stage) and the images seen."""
+"""A step number → the learning rate: a linear warm-up and a cosine, begun anew in every stage."""
 
 from __future__ import annotations
 
@@ -19,14 +19,3 @@ def learning_rate(recipe: Recipe, step: int) -> float:
         return peak * (WARMUP_START + (1 - WARMUP_START) * (inside + 1) / warmup)
     progress = (inside - warmup) / max(stage.steps - warmup, 1)
     return peak * (optim.final_lr + (1 - optim.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def images_seen(recipe: Recipe, steps: int) -> int:
-    """Images that a rank has trained on in the first `steps` optimiser steps."""
-    seen, left = 0, steps
-    for stage in recipe.stages:
-        names = recipe.streams if stage.streams is None else stage.streams
-        done = min(left, stage.steps)
-        seen += done * recipe.optim.accumulate * sum(recipe.streams[name].batch for name in names)
-        left -= done
-    return seen

@@ -44,9 +44,10 @@ class Ranks:
             atexit.register(process.kill)  # a test that failed half-way leaves nobody behind
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal to every rank."""
+        """Send a signal to every rank that runs."""
         for process in self.processes:
-            os.kill(process.pid, number)
+            if process.exitcode is None:
+                os.kill(process.pid, number)
 
     def wait(self) -> list[int]:
         """Exit codes by rank, negative for a signal."""

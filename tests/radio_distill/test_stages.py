@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from trial import Trial
 
 from radio_distill import journal
-from radio_distill.recipe import load_recipe
-from radio_distill.schedule import images_seen
 from radio_distill.stopping import Stopper
 
 # Low alone with a frozen trunk, then both, then high alone: 2 + 3 + 2 steps.
@@ -51,9 +51,9 @@ def test_each_stage_reads_its_streams_at_its_own_rate(whole):
 
 
 def test_samples_are_counted_by_the_streams_that_were_read(whole):
-    recipe = load_recipe(whole.file, STAGES)
-    seen = [images_seen(recipe, step) for step in range(recipe.steps + 1)]
-    assert seen == [2 * n for n in (0, 4, 8, 14, 20, 26, 28, 30)]
+    saved = [json.loads(path.read_text()) for path in sorted(whole.run.glob("checkpoints/*/state.json"))]
+    assert [state["samples"] for state in saved] == [2 * n for n in (4, 8, 14, 20, 26, 28, 30)]
+    assert [set(state["positions"]) for state in saved] == [{"low"}] * 2 + [{"low", "high"}] * 5
 
 
 def test_only_heads_move_while_the_trunk_is_frozen_and_the_average_follows_all(whole):
