@@ -77,6 +77,19 @@ def test_zero_trains_as_plain_data_parallel_does_and_tells_the_same_norms(plain,
         assert one == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_trains_heads_that_only_some_streams_ask_and_blocks_that_are_recomputed(tiny_recipe, tmp_path, stage):
+    options = ["streams.low.teachers=[a]", "streams.high.teachers=[b]", "student.activation_checkpointing=true"]
+    folders = [tmp_path / name for name in ("plain", "zero")]
+    for folder in folders:
+        folder.mkdir()
+    plain = _steps(tiny_recipe, folders[0], *options, "student.activation_checkpointing=false")
+    steps = _steps(tiny_recipe, folders[1], *options, f"deepspeed.zero_optimization.stage={stage}")
+    assert "low/a/feature" in plain[0] and "low/b/feature" not in plain[0]
+    for one, wanted in zip(steps, plain, strict=True):
+        assert one == pytest.approx(wanted, rel=1e-4)
+
+
 def test_nadam_and_bf16_train_too_and_parameters_stay_fp32(plain, tiny_recipe, tmp_path):
     steps = _steps(tiny_recipe, tmp_path, "optim.name=nadam", "precision=bf16")
     assert steps[0]["loss"] != plain[0]["loss"] and steps[0]["loss"] == pytest.approx(plain[0]["loss"], rel=0.01)
