@@ -30,8 +30,8 @@ from featsharp import fidelity_command
 from featsharp.consistency import Sight
 from featsharp.task import SharpenObjective
 from radio_distill.engine import World, autocast, choose_precision
-from radio_distill.optimisers import build_optimizer
 from radio_distill.objectives import build_objective
+from radio_distill.optimisers import build_optimizer
 from radio_distill.recipe import Recipe, load_recipe
 from radio_distill.run_folder import write_text
 from radio_distill.schedule import learning_rate

@@ -64,6 +64,7 @@ def find_missing(recipe: Recipe) -> list[str]:
     wanted = {f"streams.{name}.shards": stream.shards for name, stream in recipe.streams.items()}
     if recipe.heldout:
         wanted["heldout.shards"] = recipe.heldout.shards
+    lacking: dict[str, list[str]] = {}  # streams often share their shards: one message for all
     for key, shards in wanted.items():
         mixed = isinstance(shards, dict)
         sources = {f"{key}.{name}.shards": mix.shards for name, mix in shards.items()} if mixed else {key: shards}
@@ -71,8 +72,8 @@ def find_missing(recipe: Recipe) -> list[str]:
             try:
                 tars.resolve(text, place)
             except UserError as error:
-                found.append(str(error))
-    return found
+                lacking.setdefault(str(error).removeprefix(f"{place}: "), []).append(place)
+    return found + [f"{', '.join(places)}: {text}" for text, places in lacking.items()]
 
 
 def _indent(key: str, text: str | None) -> list[str]:

@@ -68,7 +68,9 @@ class StreamConfig(Section):
     workers: Count = Field(0, description="processes that read and decode; 0 = the trainer's own")
     shuffle: Positive = Field(1000, description="samples a shuffle block")
     scale: tuple[float, float] = Field((0.5, 1.0), description="share of the image's area that a crop takes")
-    ratio: tuple[float, float] = Field((0.75, 1.3333), description="aspect of a crop relative to the student's size")
+    ratio: tuple[float, float] = Field(
+        (0.75, 1.3333), description="aspect of a crop relative to the student's size; with letterbox, to the picture's"
+    )
     flip: bool = Field(True, description="mirror half of the crops")
     min_side: Count = Field(0, description="leave out pictures with a shorter side")
     max_bad: Fraction = Field(0.05, description="share of unreadable samples past which the run stops")
@@ -167,6 +169,8 @@ class Recipe(Section):
             raise ValueError(f"task: {self.task} needs a '{wanted}' section")
         if self.task == "sharpen" and (len(self.teachers) != 1 or len(self.streams) != 1):
             raise ValueError("task: sharpen takes exactly one teacher and one stream")
+        if self.task == "sharpen" and any(stream.letterbox for stream in self.streams.values()):
+            raise ValueError("task: sharpen takes no letterbox: it does not mask padding")
         if isinstance(self.loss.reduce, dict) and set(self.loss.reduce) != set(self.streams):
             raise ValueError(f"loss.reduce must weigh exactly the streams {', '.join(self.streams)}")
         _check_names(self)

@@ -87,6 +87,8 @@ class Sights:
     def see(self, name: str, batch: Batch, window: Window, sharpen: bool) -> Features:
         """What a teacher says of a batch, in its own space."""
         note = f"{window.base} {window.size} {window.top} {window.left}"
+        if window.base not in batch.images:
+            note += f" from {max(batch.images)}"  # resized from what the loader cut, which gives other pixels
         with torch.no_grad(), self.precision():
             images = images_at(batch, window, self.device)
             return self.teachers[name].see(images, sharpen, self.cache, batch.crops, note)

@@ -227,8 +227,8 @@ CATALOGUE: dict[str, Entry] = {
         licence="as its teachers' weights allow: Apache-2.0; Apple Sample Code License (its model card is what counts)",
         size=(512, 512),
         patch=16,
-        dims=Dims(2048, 1024),
-        parameters=337_609_216,
+        dims=Dims(3072, 1024),
+        parameters=361_242_368,
     ),
     "random": Entry(
         "a seeded random convolutional network, for tests (patch, width, depth, image_size, seed)",

@@ -9,8 +9,8 @@ from featsharp.adapter import Adapter
 from featsharp.config import FusionConfig, SharpenerConfig
 from featsharp.fusion import SwiGLU, WindowAttention
 from featsharp.sharpener import Sharpener, load
-from teachers.spectral import SpectralScale, folded_state, reparametrise
 from teachers.seeding import seeded, torch_rng
+from teachers.spectral import SpectralScale, folded_state, reparametrise
 from tests.featsharp.test_task import objective, train
 from tests.featsharp.toys import Pictures, random_teacher
 

@@ -85,18 +85,22 @@ def test_flops_are_those_of_the_matrix_products(trial):
     assert costs.flops(student.eval(), (32, 32)) == pytest.approx(wanted, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["radio_b", "radio_l"])
+@pytest.mark.parametrize("name", ["radio_b", "radio_l", "radio_h", "c_radio_v4_h", "am_radio_h"])
 def test_radios_own_recipes_plan_without_weights_and_say_what_is_missing(name, console, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SHARDS", raising=False)
     assert train.main([name, "dry_run=true"]) == 0
     said = capsys.readouterr().out
-    sizes = dict(re.findall(r"(\w+) ([\d.]+) M", said.split("parameters")[1].splitlines()[0]))
-    assert 600 < float(sizes["dfn_clip"]) < 680 and 400 < float(sizes["siglip"]) < 450
-    assert float(sizes["student"]) > {"radio_b": 85, "radio_l": 300}[name]
-    assert "missing: 7" in said and "hf download" in said and "teachers.siglip.sharpen" in said
-    assert "streams.high.shards" in said and "python -m radio_distill.shards pack" in said
+    sizes = dict(re.findall(r"([\w-]+) ([\d.]+) M", said.split("parameters")[1].splitlines()[0]))
+    recipe = load_recipe(name)
+    assert list(sizes) == [*recipe.teachers, "student"]
+    trunk = {"radio_b": 85, "radio_l": 303, "radio_h": 630, "c_radio_v4_h": 630, "am_radio_h": 630}[name]
+    assert trunk < float(sizes["student"]) < 1.7 * trunk
+    sharpened = [key for key, teacher in recipe.teachers.items() if teacher.sharpen != "none"]
+    assert f"missing: {len(recipe.teachers) + len(sharpened) + 2} " in said and "hf download" in said
+    assert all(f"teachers.{key}.sharpen" in said for key in sharpened)
+    assert "streams.high.shards: 1000 of the 1000 shards" in said and "python -m radio_distill.shards pack" in said
     assert not list(tmp_path.iterdir())
 
 
@@ -105,7 +109,7 @@ def test_a_start_without_weights_says_what_is_missing_and_how_to_get_it(capsys, 
     monkeypatch.chdir(tmp_path)
     assert train.main(["radio_l"]) == 2
     said = capsys.readouterr().err
-    assert "cannot start runs/radio_l: 7 missing" in said and "Nothing was started." in said
+    assert "cannot start runs/radio_l: 8 missing" in said and "Nothing was started." in said
     for key in ("teachers.dfn_clip.weights", "teachers.siglip.weights", "teachers.dfn_clip.sharpen", "heldout.shards"):
         assert key in said
     assert "hf download" in said and "recipes/featsharp" in said and not (tmp_path / "runs").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -153,8 +155,40 @@ def test_the_catalogues_radio_l_is_the_student_of_its_recipe(monkeypatch):
     recipe = load_recipe("radio_l")
     teachers = {name: build(t.encoder, meta=True, **t.options) for name, t in recipe.teachers.items()}
     described = build("radio_l", meta=True)
-    assert described.model.spec == student_spec(recipe, {name: t.dims for name, t in teachers.items()})
+    trained = student_spec(recipe, {name: t.dims for name, t in teachers.items()})
+    # What is exported has its reparametrisation folded in.
+    assert described.model.spec == replace(trained, spectral=False, spectral_heads=False, damp=0.0)
     assert all(teacher.licence in described.licence for teacher in teachers.values())
+
+
+def option_names(document: dict, prefix: str = "") -> set[str]:
+    """The keys that a recipe sets, whatever its teachers, streams and numbers of stages are called."""
+    names = set()
+    for key, value in document.items():
+        inner = value if isinstance(value, dict) else {}
+        if prefix + key in ("teachers", "streams"):
+            inner = {"*": {k: v for one in value.values() for k, v in one.items()}}
+        elif prefix + key == "stages":
+            inner = {k: v for one in value for k, v in one.items()}
+        elif key == "options":  # of an encoder: each has its own
+            inner = {}
+        names |= {prefix + key, *option_names(inner, f"{prefix}{key}.")}
+    return names
+
+
+@pytest.mark.parametrize("name", ["radio_b", "radio_l", "radio_h", "am_radio_h", "c_radio_v4_h"])
+def test_every_key_of_a_large_recipe_is_in_its_twin_on_the_tabletop(name, monkeypatch):
+    monkeypatch.setenv("SHARDS", "shards")
+    large, twin = (documents.read(documents.find_document(recipe)) for recipe in (name, f"tabletop_{name}"))
+    assert option_names(large) <= option_names(twin)
+    for key in ("loss", "optim", "stages"):  # and what these choose by name is the same
+        chosen = [{k: v for k, v in flat(recipe[key]).items() if isinstance(v, str)} for recipe in (large, twin)]
+        told = {k: v for k, v in chosen[0].items() if k not in ("reduce", "streams")}
+        assert told == {k: v for k, v in chosen[1].items() if k in told}
+
+
+def flat(value) -> dict:
+    return value if isinstance(value, dict) else {k: v for one in value for k, v in one.items()}
 
 
 @pytest.mark.parametrize("content", [b"a: [1\nb: }", b"- a\n- b", b"\xff\xfe\x00", b"just words"])
