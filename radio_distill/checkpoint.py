@@ -2,8 +2,8 @@
 
 A checkpoint is `checkpoints/step-N/`: DeepSpeed's files (weights, optimiser) under `engine/`, the weights alone in
 `model.safetensors` (readable without DeepSpeed), what the objective holds besides in `teachers.safetensors` (teacher
-statistics, averaged weights), and `state.json` (step, loader positions of every rank). It is written beside its place and
-renamed into it, and an older one is removed only after that.
+statistics, averaged weights), and `state.json` (step, loader positions of every rank). It is written beside its place
+and renamed into it, and an older one is removed only after that.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def whole_parameters(engine: Any, changed: bool = False) -> AbstractContextManag
         return nullcontext()
     from radio_distill.engine import quiet_deepspeed
 
-    return quiet_deepspeed().zero.GatheredParameters(list(engine.module.parameters()), modifier_rank=0 if changed else None)
+    from_rank = 0 if changed else None
+    return quiet_deepspeed().zero.GatheredParameters(list(engine.module.parameters()), modifier_rank=from_rank)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -152,7 +153,7 @@ def load(path: Path, engine: Any, world: World) -> tuple[dict[str, Any], dict[st
         facts = json.loads((path / STATE).read_text())
         with _no_foreign_code(path / ENGINE):
             if facts["world"] != world.size and engine.zero_optimization_stage() > 0:
-                reshard.restore(path / ENGINE, load_file(path / MODEL), engine)
+                reshard.restore(path / ENGINE, facts["world"], load_file(path / MODEL), engine)
             elif engine.load_checkpoint(str(path), tag=ENGINE)[0] is None:
                 raise OSError("DeepSpeed found no weights in it")
         return facts, load_file(path / TEACHERS)

@@ -29,14 +29,17 @@ class Stretch(NamedTuple):
     count: int
 
 
-def restore(folder: Path, weights: Mapping[str, Tensor], engine: Any) -> None:
-    """Give `engine` the module's `weights` and the optimiser's state in DeepSpeed's `folder`. All ranks call it."""
+def restore(folder: Path, ranks: int, weights: Mapping[str, Tensor], engine: Any) -> None:
+    """Give `engine` the module's `weights` and the optimiser's state that `ranks` ranks left in DeepSpeed's `folder`.
+
+    All of the present ranks call it.
+    """
     from radio_distill.checkpoint import whole_parameters
 
     stage = engine.zero_optimization_stage()
     with whole_parameters(engine, changed=True):
         engine.module.load_state_dict(weights)
-    states = read(folder, stage)
+    states = read(folder, ranks, stage)
     inner = engine.optimizer.optimizer
     for group, flat, stretches in _own(engine, stage):
         kept: dict[str, Tensor] = {}
@@ -55,13 +58,12 @@ def restore(folder: Path, weights: Mapping[str, Tensor], engine: Any) -> None:
             inner.state[flat] = kept
 
 
-def read(folder: Path, stage: int) -> dict[str, State]:
+def read(folder: Path, ranks: int, stage: int) -> dict[str, State]:
     """The optimiser's state of every parameter that has been stepped, from the files of all ranks; they are mapped."""
-    ranks = _by_rank(folder, "optim_states")
     states: dict[str, State] = {}
-    for rank, file in enumerate(ranks):
+    for rank, file in enumerate(_by_rank(folder, "optim_states", ranks)):
         saved = torch.load(file, map_location="cpu", mmap=True, weights_only=True)["optimizer_state_dict"]
-        rows = _rows_3(folder, rank, len(ranks)) if stage == 3 else _rows(saved)
+        rows = _rows_3(folder, rank, ranks) if stage == 3 else _rows(saved)
         groups = saved["optimizer_state_dict" if stage == 3 else "base_optimizer_state"]["state"]
         for number, stretches in enumerate(rows):
             for key, value in groups.get(number, {}).items():
@@ -80,7 +82,7 @@ def _rows(saved: Mapping[str, Any]) -> Iterator[list[Stretch]]:
 
 def _rows_3(folder: Path, rank: int, ranks: int) -> Iterator[list[Stretch]]:
     """Stage 3 gives every rank an equal share of every tensor, the last of them filled up."""
-    model = _by_rank(folder, "model_states")[rank]
+    model = _by_rank(folder, "model_states", ranks)[rank]
     for shapes in torch.load(model, map_location="cpu", mmap=True, weights_only=True)["param_shapes"]:
         place, row = 0, []
         for name, shape in shapes.items():
@@ -119,10 +121,8 @@ def _left(whole: int, start: int, share: int) -> int:
     return max(0, min(share, whole - start))
 
 
-def _by_rank(folder: Path, kind: str) -> list[Path]:
-    found = {}
-    for file in folder.glob(f"*zero_pp_rank_*_{kind}.pt"):
-        found[int(re.search(r"zero_pp_rank_(\d+)_", file.name)[1])] = file
-    if sorted(found) != list(range(len(found))) or not found:
-        raise OSError(f"{folder} lacks the {kind} of some ranks")
-    return [found[rank] for rank in range(len(found))]
+def _by_rank(folder: Path, kind: str, ranks: int) -> list[Path]:
+    found = {int(re.search(r"zero_pp_rank_(\d+)_", f.name)[1]): f for f in folder.glob(f"*zero_pp_rank_*_{kind}.pt")}
+    if sorted(found) != list(range(ranks)):
+        raise OSError(f"{folder} holds the {kind} of {len(found)} rank{'s' * (len(found) != 1)}, not of {ranks}")
+    return [found[rank] for rank in range(ranks)]
