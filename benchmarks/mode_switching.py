@@ -44,9 +44,9 @@ ARMS = {
 }
 BASE = "both"
 KINDS = {  # of error → as the plot's axes call it
-    "feature error": "feature error (constant: 1)",
-    "feature cosine": "features: 1 − cosine",
-    "summary cosine": "summary: 1 − cosine",
+    "feature error": "feature error ↓ (constant: 1)",
+    "feature cosine": "features: 1 − cosine ↓",
+    "summary cosine": "summary: 1 − cosine ↓",
 }
 
 
