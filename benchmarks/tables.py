@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 INTERVAL = (
     "± is half of a 95 % interval over training seeds and test pictures (Student's t, with the seeds' degrees of "
-    "freedom where they decide; pictures by bootstrap, the same resamples for all)."
+    "freedom where they decide; pictures by bootstrap, the same resamples for all; of one seed it covers the pictures alone)."
 )
 
 
@@ -30,12 +30,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: 
 
 
 def cell(found: Estimate | None, unit: str, signed: bool = False) -> str:
-    """`0.461 ± 0.006`, `35.0 ± 2.1` of a percentage; a difference is bold where its interval leaves out 0."""
+    """`0.461 ± 0.006`, `35.0 ± 2.1` of a percentage; a difference of several seeds is bold where its interval leaves out 0."""
     if found is None:
         return "–"
     digits = 1 if unit == "%" else 3
     text = f"{found.mean:{'+' if signed else ''}.{digits}f} ± {found.reach:.{digits}f}"
-    return f"**{text}**" if signed and found.differs else text
+    return f"**{text}**" if signed and found.differs and len(found.by_seed) > 1 else text
 
 
 def by_seed(measured: Sequence[Measured], arm: str) -> dict[int, Measured]:

@@ -75,6 +75,12 @@ def test_a_difference_keeps_the_pairing_of_seeds_and_pictures(bench):
     assert bench["estimates"].estimate(ours).reach > 1
 
 
+def test_a_difference_is_only_resolved_by_several_seeds(bench):
+    one, two = ([score(2.0, [2.0, 2.1])] * count for count in (1, 2))
+    texts = [bench["tables"].cell(bench["estimates"].estimate(scores), "", signed=True) for scores in (one, two)]
+    assert not texts[0].startswith("**") and texts[1].startswith("**+2.000 ±")
+
+
 # Matching ---------------------------------------------------------------------------------------------------------
 
 
