@@ -41,6 +41,7 @@ KNOWN = (
     "steps_per_print", "wall_clock_breakdown", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
     "zero_optimization", *OURS,
 )  # fmt: skip
+LINEAR = nn.functional.linear  # ZeRO 3 puts another in its place, for the whole process
 
 
 class RankError(UserError):
@@ -107,9 +108,10 @@ def join_world(threads: int | None = None) -> World:
 
 
 def leave_world() -> None:
-    """Take leave of the other ranks, so that none reports a broken connection."""
+    """Take leave of the other ranks, so that none reports a broken connection; this process can then train again."""
+    nn.functional.linear = LINEAR
     if torch.distributed.is_initialized():
-        # DeepSpeed's own call: it forgets the group too, so that this process can train again.
+        # DeepSpeed's own call: it forgets the group too.
         quiet_deepspeed().comm.destroy_process_group()
 
 
