@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 INTERVAL = (
     "± is half of a 95 % interval over training seeds and test pictures (Student's t, with the seeds' degrees of "
-    "freedom where they decide; pictures by bootstrap, the same resamples for all; of one seed it covers the pictures alone)."
+    "freedom where they decide; pictures by bootstrap, the same resamples for all; of one seed the pictures alone)."
 )
 
 
@@ -30,7 +30,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: 
 
 
 def cell(found: Estimate | None, unit: str, signed: bool = False) -> str:
-    """`0.461 ± 0.006`, `35.0 ± 2.1` of a percentage; a difference of several seeds is bold where its interval leaves out 0."""
+    """`0.461 ± 0.006`, `35.0 ± 2.1` of a percentage; a difference over several seeds is bold where 0 is outside."""
     if found is None:
         return "–"
     digits = 1 if unit == "%" else 3
