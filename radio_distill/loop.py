@@ -12,6 +12,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -175,9 +176,9 @@ class Training:
         loss = sum(fields[f"{name}/loss"] * weights[name] for name in streams) / len(streams)
         self.step += 1
         self.samples += self.samples_a_step(streams)
-        if self.recipe.optim.ema is not None:
-            with checkpoint.whole_parameters(self.engine):
-                self.objective.after_step(self.step)
+        averaged = self.recipe.optim.ema is not None  # the only reason to gather what ZeRO 3 has split
+        with checkpoint.whole_parameters(self.engine) if averaged else nullcontext():
+            self.objective.after_step(self.step)
         return {"loss": loss, **fields, "lr": rate, "norm": norm, "wait": waited}, skipped, bool(summed[-1])
 
     def samples_a_step(self, streams: Iterable[str]) -> int:

@@ -35,7 +35,7 @@ class Objective(Protocol):
         """
 
     def after_step(self, step: int) -> None:
-        """The weights have just been stepped to those of `step` finished steps, and are whole on every rank."""
+        """The weights have just been stepped to those of `step` finished steps; with optim.ema they are whole here."""
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict]:
         """The optimiser's groups; a group's `lr_scale` multiplies the schedule for it, and its `part` ("trunk") can be

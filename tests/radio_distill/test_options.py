@@ -70,6 +70,18 @@ def test_a_frozen_trunk_keeps_every_bit_while_the_heads_learn(trial):
         assert bool(trunk) == (after == 3)
 
 
+def test_running_statistics_are_renewed_as_often_as_the_recipe_says_and_then_stand(trial):
+    running = ["statistics.mode=running", "statistics.steps=5", "statistics.refresh=2", "statistics.batches=1"]
+    assert trial.train(*running, "output.save=1", "output.keep=9") == 0
+    states = [
+        load_file(trial.run / "checkpoints" / f"step-{step:08d}" / checkpoint.TEACHERS) for step in trial.checkpoints()
+    ]
+    alphas = [state["phi_s.a.alpha"].item() for state in states]
+    changed = [step for step in range(1, 8) if alphas[step] != alphas[step - 1]]
+    assert changed == [1, 3, 4]  # after the second, the fourth, and the fifth and last step
+    assert "running.a.mean" in states[3] and not any(key.startswith("running") for key in states[4])
+
+
 ADAPTIVE = {
     "adaloss": ["loss.balance=adaloss", "loss.relational=0.5", "loss.teacher_drop=0.5"],
     "uncertainty": ["loss.balance=uncertainty", "loss.feature=cosine", "loss.normalise=global", "loss.summary=angle"],
