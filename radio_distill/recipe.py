@@ -167,10 +167,8 @@ class Recipe(Section):
             raise ValueError(f"task: {self.task} takes no '{other}' section")
         if dict(self)[wanted] is None:
             raise ValueError(f"task: {self.task} needs a '{wanted}' section")
-        if self.task == "sharpen" and (len(self.teachers) != 1 or len(self.streams) != 1):
-            raise ValueError("task: sharpen takes exactly one teacher and one stream")
-        if self.task == "sharpen" and any(stream.letterbox for stream in self.streams.values()):
-            raise ValueError("task: sharpen takes no letterbox: it does not mask padding")
+        if self.task == "sharpen":
+            _check_sharpening(self)
         if isinstance(self.loss.reduce, dict) and set(self.loss.reduce) != set(self.streams):
             raise ValueError(f"loss.reduce must weigh exactly the streams {', '.join(self.streams)}")
         _check_names(self)
@@ -216,6 +214,22 @@ class Recipe(Section):
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.run).expanduser()
+
+
+def _check_sharpening(recipe: Recipe) -> None:
+    """One teacher, one stream, and nothing that only a student knows."""
+    if len(recipe.teachers) != 1 or len(recipe.streams) != 1:
+        raise ValueError("task: sharpen takes exactly one teacher and one stream")
+    given = {
+        "loss": "loss" in recipe.model_fields_set,
+        "cache.folder": recipe.cache.folder is not None,
+        "optim.ema": recipe.optim.ema is not None,
+        "stages.freeze_trunk": any(stage.freeze_trunk for stage in recipe.stages),
+        "streams.letterbox": any(stream.letterbox for stream in recipe.streams.values()),
+    }
+    idle = [key for key, is_given in given.items() if is_given]
+    if idle:
+        raise ValueError(f"{idle[0]} is for task: distill; a sharpener would not heed it")
 
 
 def _check_names(recipe: Recipe) -> None:

@@ -31,6 +31,12 @@ def mistakes(file, *overrides) -> dict[str, str]:
     return {path: text.strip() for path, text in found.items()}
 
 
+SHARPEN = (
+    "task=sharpen", "student=null", "sharpener={}", "teachers={a: {encoder: random}}",
+    "streams={low: {shards: x, size: 32, batch: 1}}",
+)  # fmt: skip
+
+
 def test_every_mistake_is_told_at_once_with_its_path_and_a_suggestion(tiny):
     found = mistakes(
         tiny, "teachres.c.encoder=random", "optim.lrr=3", "streams.low.btach=3", "student.heads.hiden=3",
@@ -80,6 +86,9 @@ def test_a_mistake_inside_a_mix_or_a_weighting_is_told_where_it_is_and_once(tiny
         (["student=null"], "task: distill needs a 'student' section"),
         (["sharpener={}"], "task: distill takes no 'sharpener' section"),
         (["task=sharpen", "student=null", "sharpener={}"], "exactly one teacher and one stream"),
+        ([*SHARPEN, "optim.ema=0.9"], "optim.ema is for task: distill"),
+        ([*SHARPEN, "loss.grid=max"], "loss is for task: distill"),
+        ([*SHARPEN, "stages.0.freeze_trunk=1"], "stages.freeze_trunk is for task: distill"),
         (["loss.reduce={low: 1}"], "loss.reduce must weigh exactly the streams low, high"),
         (["streams.low.size=36"], "streams.low.size [36, 36] does not suit the student: use multiples of patch 8"),
         (["streams.high.size=[[32,72]]"], "streams.high.size [32, 72] does not suit the student"),
