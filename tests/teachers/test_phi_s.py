@@ -32,6 +32,19 @@ def seen(*maps: torch.Tensor) -> Moments:
     return moments
 
 
+# What PHI-S gives for real teachers (arXiv 2410.01680): DFN CLIP's features are small, SAM's are large.
+ALPHAS = {"dfn_clip": 41.41, "siglip": 0.65, "dino_v2": 0.76, "sam": 0.21}
+
+
+@pytest.mark.parametrize("alpha", ALPHAS.values(), ids=ALPHAS)
+def test_alpha_is_one_over_the_root_of_the_mean_variance_from_clips_scale_to_sams(alpha):
+    x = features(48, 400)
+    x = x / x.var(2).mean().sqrt() / alpha
+    made = fit(seen(x))
+    assert made.alpha.item() == pytest.approx(alpha, rel=1e-5)
+    assert made.double()(x).var(2).numpy() == pytest.approx(1, rel=1e-4)
+
+
 @pytest.mark.parametrize("channels", WIDTHS)
 def test_every_channel_has_unit_variance_and_zero_mean(channels):
     x = features(channels, channels + 50, rank=min(channels, 200))  # wide teachers: rank-deficient ones
