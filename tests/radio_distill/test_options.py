@@ -70,6 +70,15 @@ def test_a_frozen_trunk_keeps_every_bit_while_the_heads_learn(trial):
         assert bool(trunk) == (after == 3)
 
 
+def test_a_student_begins_from_another_and_keeps_its_trunk_while_that_is_frozen(trial, trained, capsys):
+    assert trial.train(f"student.init={trained.run}", "stages=[{steps: 2, freeze_trunk: 2}]") == 0
+    assert f"{trained.run}: " in capsys.readouterr().out
+    before, after = (load_file(run / "export" / "model.safetensors") for run in (trained.run, trial.run))
+    trunk = [key for key in before if not key.startswith("heads.")]
+    assert trunk and all(torch.equal(before[key], after[key]) for key in trunk)
+    assert trial.journal("heldout")[0]["low/a/summary_error"] < 0.5  # an untrained one has 0.9
+
+
 def test_running_statistics_are_renewed_as_often_as_the_recipe_says_and_then_stand(trial):
     running = ["statistics.mode=running", "statistics.steps=5", "statistics.refresh=2", "statistics.batches=1"]
     assert trial.train(*running, "output.save=1", "output.keep=9") == 0
