@@ -189,7 +189,7 @@ class DistillObjective:
 
         for name, teacher in self.teachers.items():
             teacher.phi_s.load_state_dict(part(f"phi_s.{name}"))
-            teacher.dispersion = state[f"dispersion.{name}"].to(self.device)
+            teacher.dispersion = state.get(f"dispersion.{name}", teacher.dispersion).to(self.device)
         running = part("running")
         self.running = RunningMoments.from_state(running) if running else None
         if self.ada:

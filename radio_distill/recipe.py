@@ -221,7 +221,7 @@ def _check_sharpening(recipe: Recipe) -> None:
     if len(recipe.teachers) != 1 or len(recipe.streams) != 1:
         raise ValueError("task: sharpen takes exactly one teacher and one stream")
     given = {
-        "loss": "loss" in recipe.model_fields_set,
+        "loss": recipe.loss != LossConfig(),
         "cache.folder": recipe.cache.folder is not None,
         "optim.ema": recipe.optim.ema is not None,
         "stages.freeze_trunk": any(stage.freeze_trunk for stage in recipe.stages),

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from radio_distill import checkpoint
 from radio_distill.recipe import FREE_KEYS, Recipe
@@ -85,8 +86,10 @@ def _check_same(recipe: Recipe, run: Path) -> None:
     """A run goes on with the recipe that it was begun with, or not at all."""
     if checkpoint.latest(run) is None or not (run / RECIPE).exists():
         return  # nothing has been learnt here yet
-    before = _flat(yaml.safe_load((run / RECIPE).read_text()))
-    now = _flat(recipe.model_dump(mode="json"))
+    begun = yaml.safe_load((run / RECIPE).read_text())
+    with suppress(ValidationError):  # keys that came since then had their defaults
+        begun = Recipe.model_validate(begun).model_dump(mode="json")
+    before, now = _flat(begun), _flat(recipe.model_dump(mode="json"))
     changed = [
         f"  {key}: {before.get(key, '(not there)')} → {now.get(key, '(not there)')}"
         for key in sorted(before.keys() | now.keys())

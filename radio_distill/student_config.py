@@ -75,7 +75,7 @@ class StudentConfig(Section):
     summary_tokens: Literal["teacher", "one"] = Field("teacher", description="one a teacher, or one that all share")
     registers: Count = Field(4, description="tokens that carry no target")
     register_multiple: Positive | None = Field(
-        None, description="instead of registers: as many as make all tokens a multiple of this"
+        None, description="in place of registers: as many as make all tokens a multiple of this"
     )
     position_dropout: Fraction = Field(0.1, description="chance a training sample sees no positions")
     drop_path: Fraction = Field(0.0, description="stochastic depth, rising linearly to this in the last block")
@@ -121,8 +121,6 @@ class StudentConfig(Section):
             raise ValueError(f"width {width} is not a multiple of num_heads {heads}")
         if self.cpe_max % self.patch:
             raise ValueError(f"cpe_max {self.cpe_max} is not a multiple of patch {self.patch}")
-        if self.register_multiple is not None and "registers" in self.model_fields_set:
-            raise ValueError("registers and register_multiple exclude each other")
         if self.patch_bias and self.stem != "linear":
             raise ValueError("patch_bias is for stem: linear")
         if any(self.windows) and self.windowed_blocks is None and depth < 2 * self.global_blocks:

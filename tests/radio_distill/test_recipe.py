@@ -87,7 +87,7 @@ def test_a_mistake_inside_a_mix_or_a_weighting_is_told_where_it_is_and_once(tiny
         (["sharpener={}"], "task: distill takes no 'sharpener' section"),
         (["task=sharpen", "student=null", "sharpener={}"], "exactly one teacher and one stream"),
         ([*SHARPEN, "optim.ema=0.9"], "optim.ema is for task: distill"),
-        ([*SHARPEN, "loss.grid=max"], "loss is for task: distill"),
+        ([*SHARPEN, "loss.grid=student"], "loss is for task: distill"),
         ([*SHARPEN, "stages.0.freeze_trunk=1"], "stages.freeze_trunk is for task: distill"),
         (["loss.reduce={low: 1}"], "loss.reduce must weigh exactly the streams low, high"),
         (["streams.low.size=36"], "streams.low.size [36, 36] does not suit the student: use multiples of patch 8"),
@@ -149,11 +149,13 @@ def test_a_missing_recipe_is_answered_with_those_that_are_there():
     assert "radio_l.yaml" in caught.value.expected and caught.value.todo == "use recipes/quickstart.yaml"
 
 
-def test_shipped_recipes_are_found_by_name_and_are_valid(monkeypatch):
+def test_shipped_recipes_are_valid_and_so_are_they_as_a_run_folder_keeps_them(monkeypatch):
     monkeypatch.setenv("SHARDS", "shards")
     assert load_recipe("quickstart").task == "distill"
-    for path in documents.find_document("quickstart").parent.glob("*.yaml"):
-        load_recipe(path)
+    folder = documents.find_document("quickstart").parent
+    for path in [*folder.glob("*.yaml"), *folder.glob("featsharp/*.yaml")]:
+        recipe = load_recipe(path)
+        assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe  # every default written out
 
 
 def test_the_catalogues_radio_l_is_the_student_of_its_recipe(monkeypatch):
@@ -235,7 +237,6 @@ def test_the_launcher_may_put_its_rank_in_front():
         (["loss.mesa.weight=1"], "set optim.ema, such as 0.9996"),
         (["student.windows=[3]"], "depth ≥ 2 × global_blocks"),
         (["student.windows=[5]", "student.global_blocks=1"], "student.windows: 5 divides no stream's grid"),
-        (["student.register_multiple=8"], "registers and register_multiple exclude each other"),
         (["student.patch_bias=true", "student.stem=conv"], "patch_bias is for stem: linear"),
     ],
 )

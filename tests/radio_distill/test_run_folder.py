@@ -51,6 +51,19 @@ def test_another_recipe_in_the_same_folder_is_refused_with_the_difference(recipe
     assert yaml.safe_load((recipe().folder / "recipe.yaml").read_text())["seed"] == 0
 
 
+def test_a_run_that_was_begun_before_a_key_existed_goes_on_while_the_key_has_its_default(recipe):
+    learn(recipe())
+    file = recipe().folder / "recipe.yaml"
+    old = yaml.safe_load(file.read_text())
+    del old["optim"]["ema"], old["loss"]["mesa"], old["cache"]
+    file.write_text(yaml.safe_dump(old))
+    learn(recipe())
+    file.write_text(yaml.safe_dump(old))
+    with pytest.raises(UserError) as caught:
+        learn(recipe(optim={"warmup": 2, "lr": 2e-3, "ema": 0.9}))
+    assert caught.value.what.splitlines()[1:] == ["  optim.ema: None → 0.9"]
+
+
 def test_before_anything_is_learnt_and_in_what_is_only_written_a_recipe_may_change(recipe):
     with run_folder.opened(recipe()):
         pass
