@@ -4,7 +4,8 @@
     python benchmarks/ablation.py --only mse phi_s --seeds 0 1  # a part
     python benchmarks/ablation.py --report-only --report docs   # the tables of what is done so far
 
-The arms add up from PHI-S on: each is the one before and one thing more. All have equal steps, data and seeds. Feature
+The arms add up from PHI-S on: each is the one before and one thing more. Shifted windows see less of a picture than
+whole crops do; `crops` has that alone, and `shift` the shifts besides. All have equal steps, data and seeds. Feature
 errors are in the teachers' spaces whatever the loss compared. A killed command goes on where it was.
 """
 
@@ -37,6 +38,8 @@ KEY = "ablation 1"  # raised when figures stop being comparable with earlier one
 PHI_S = ("loss.feature=mse", "loss.normalise=phi_s")
 BALANCED = (*PHI_S, "loss.summary=balanced")
 SHIFT = (*BALANCED, "loss.shift=0.5")
+# What a window sees of its crop where shifts need a margin of one patch: (8/10)² of it at 64 px, (16/18)² at 128 px.
+CROPS = (*BALANCED, "streams.low.scale=[0.32,0.64]", "streams.high.scale=[0.395,0.79]")
 AVERAGE = (*SHIFT, "optim.ema=0.98")  # RADIO's 0.9996 averages over more steps than are made here
 MESA = (*AVERAGE, "loss.mesa.weight=1.0", "loss.mesa.start=60")
 ARMS = {
@@ -46,13 +49,17 @@ ARMS = {
         Arm("mse", "plain MSE", ("loss.feature=mse", "loss.normalise=none")),
         Arm("phi_s", "PHI-S", PHI_S),
         Arm("balanced", "+ balanced summary", BALANCED),
+        Arm("crops", "+ the crops of shifted windows", CROPS),
         Arm("shift", "+ shift-equivariance", SHIFT),
         Arm("average", "+ averaged weights", AVERAGE),
-        Arm("mesa", "+ MESA", MESA),
+        Arm("light", "+ MESA, weight 0.1", (*AVERAGE, "loss.mesa.weight=0.1", "loss.mesa.start=60")),
+        Arm("mesa", "+ MESA, weight 1", MESA),
     )
 }
-AGAINST = {"mse": "hybrid", "phi_s": "mse", "balanced": "phi_s", "shift": "balanced", "average": "shift",
-           "mesa": "average"}  # fmt: skip
+AGAINST = {
+    "mse": "hybrid", "phi_s": "mse", "balanced": "phi_s", "crops": "balanced", "shift": "crops", "average": "shift",
+    "light": "average", "mesa": "average",
+}  # fmt: skip
 TASKS = {"k-NN top-1": "k-NN", "zero-shot top-1": "zero-shot", "mIoU": "mIoU"}  # the suite's metrics → our columns
 
 KINDS = {  # a metric's first words → the report's sections

@@ -67,7 +67,9 @@ class StreamConfig(Section):
     letterbox: bool = Field(False, description="fit crops into the size at their own aspect and mask the padding")
     workers: Count = Field(0, description="processes that read and decode; 0 = the trainer's own")
     shuffle: Positive = Field(1000, description="samples a shuffle block")
-    scale: tuple[float, float] = Field((0.5, 1.0), description="share of the image's area that a crop takes")
+    scale: tuple[float, float] = Field(
+        (0.5, 1.0), description="share of the image's area that a crop takes; with loss.shift, its windows take less"
+    )
     ratio: tuple[float, float] = Field(
         (0.75, 1.3333), description="aspect of a crop relative to the student's size; with letterbox, to the picture's"
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from teachers.features import Size
 
-REACH = 3  # deviations past which a shift is cut off: it bounds the margin that must be decoded
+REACH = 2  # deviations, rounded up, past which a shift is cut off: the margin around a window takes from what it sees
 
 
 def largest_shift(deviation: float) -> int:
