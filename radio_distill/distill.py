@@ -48,12 +48,13 @@ class DistillObjective:
         self.cache = TeacherCache(Path(folder), recipe.cache.max_gib, say) if folder else None
         self.sights = Sights(recipe, self.teachers, device, precision, self.cache)
         dims = {name: teacher.base.dims for name, teacher in self.teachers.items()}
-        self.model: nn.Module = build_student(recipe, dims, say)
+        # There at once: its average is copied from it, and judged before the engine takes the model.
+        self.model: nn.Module = build_student(recipe, dims, say).to(device)
         terms = [f"{name}/feature" for name in self.teachers]
         terms += [f"{name}/summary" for name, teacher in self.teachers.items() if teacher.has_summary_loss]
         self.ada = AdaLoss(terms) if recipe.loss.balance == "adaloss" else None
         if recipe.loss.balance == "uncertainty":  # it learns with the student, and is left out of the export
-            self.model.balance = Uncertainty(self.model.summary_width, terms)
+            self.model.balance = Uncertainty(self.model.summary_width, terms).to(device)
         self.ema = Ema(self.model, recipe.optim.ema) if recipe.optim.ema else None
         self.running: RunningMoments | None = None
 

@@ -116,6 +116,18 @@ def test_a_run_goes_on_bit_for_bit_with_its_averages_balances_and_statistics(opt
     assert not any(key.startswith("balance") for key in again)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("options", ADAPTIVE.values(), ids=ADAPTIVE)
+def test_every_option_runs_on_a_gpu_and_resumes_there(options, trial, monkeypatch):
+    options = [*options, "statistics.mode=running", "statistics.steps=6", "statistics.refresh=2", "optim.ema=0.9"]
+    options += ["loss.mesa={weight: 0.5, start: 0}", "student.spectral=true", "student.damp=0.01", "precision=auto"]
+    with monkeypatch.context() as patch:
+        patch.setattr("radio_distill.loop.Stopper.asked", lambda stopper: True)
+        assert trial.train(*options) == 0
+    assert trial.train(*options) == 0 and trial.checkpoints()[-1] == 8
+
+
 def test_the_cache_of_teachers_changes_no_more_than_bf16_does_and_tells_of_its_hits(trial, tmp_path):
     once = [f"streams.low.{key}" for key in ("letterbox=true", "scale=[1,1]", "ratio=[1,1]", "flip=false")]
     stages = "stages=[{steps: 12, streams: [low]}, {steps: 1}]"
