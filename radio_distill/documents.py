@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -110,7 +111,8 @@ def keys(model: type[pydantic.BaseModel], prefix: str = "") -> Iterator[tuple[st
 
 def type_name(kind: str) -> str:
     """An annotation as `--help` shows it: the outer type alone where it is long."""
-    kind = kind.replace("Optional[Annotated[int, FieldInfo(annotation=NoneType, required=True", "int | None [")
+    kind = re.sub(r"^Optional\[Annotated\[([^,]+),.*", r"\1 | None", kind, flags=re.DOTALL)
+    kind = re.sub(r"^Optional\[(Literal\[.*\])\]$", r"\1 | None", kind)
     return kind.split("[Annotated")[0].split(" [")[0].replace("Literal[", "").replace("']", "'").replace("Union[", "")
 
 
