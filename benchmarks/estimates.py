@@ -1,22 +1,19 @@
 """Scores of several seeds → a mean with its 95 % interval, over seeds and over test pictures.
 
-Two things are chance: the training seed and the choice of test pictures. The seeds' means have the variance s²/S; the
-pictures' part comes from the bootstrap resamples that every score carries (the same resamples for all models, so that
-differences keep their pairing). They are added, and the interval is Student's t with Welch and Satterthwaite's degrees
-of freedom: with three seeds it is as wide as three seeds deserve.
+The arithmetic is that of Δm% (`eval.delta_m.over_seeds_and_pictures`): seeds and test pictures are both chance, and
+with three seeds the interval is as wide as three seeds deserve. Pictures come in by the resamples that every score
+carries, the same for all models, so that differences keep their pairing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import inf, sqrt
 
 import numpy as np
 
+from eval.delta_m import over_seeds_and_pictures
 from eval.scores import MetricScore
-
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -56,13 +53,7 @@ def difference(ours: Sequence[MetricScore], base: Sequence[MetricScore]) -> Esti
 
 def interval(values: Sequence[float], resamples: Sequence[Sequence[float]]) -> Estimate:
     """`values` S, one a seed; `resamples` S×R of the test pictures (rows may be empty: then only seeds count)."""
-    from scipy.stats import t
-
-    count = len(values)
-    seeds = float(np.var(values, ddof=1)) / count if count > 1 else 0.0
-    pictures = float(np.var(np.mean(resamples, axis=0), ddof=1)) if all(map(len, resamples)) else 0.0
-    total = seeds + pictures
-    freedom = (count - 1) * (total / seeds) ** 2 if seeds else inf
-    mean = float(np.mean(values))
-    reach = float(t.ppf((1 + LEVEL) / 2, freedom)) * sqrt(total)
-    return Estimate(mean, mean - reach, mean + reach, tuple(float(value) for value in values))
+    pictures = np.mean(resamples, axis=0) if all(map(len, resamples)) else ()
+    found = over_seeds_and_pictures(values, pictures)
+    low, high = found.interval or (found.mean, found.mean)
+    return Estimate(found.mean, low, high, tuple(float(value) for value in values))

@@ -235,17 +235,24 @@ def _pool(
     count = max(len(deltas[metric]) for group in groups for metric in group)
     spread = [[np.broadcast_to(deltas[metric], count) for metric in group] for group in groups]
     by_seed = np.mean([np.mean(group, axis=0) for group in spread], axis=0)
-    seed_variance = float(np.var(by_seed, ddof=1)) / count if count > 1 else 0.0
     width = max((len(noise[m]) for group in groups for m in group if noise[m] is not None), default=0)
-    test_variance = 0.0
-    if width:
-        zeros = np.zeros(width)
-        shifts = [np.mean([zeros if noise[m] is None else noise[m] for m in group], axis=0) for group in groups]
-        test_variance = float(np.var(np.mean(shifts, axis=0), ddof=1))
-    if count < 2 and not width:
+    zeros = np.zeros(width)
+    shifts = [np.mean([zeros if noise[m] is None else noise[m] for m in group], axis=0) for group in groups]
+    return over_seeds_and_pictures(by_seed, np.mean(shifts, axis=0))
+
+
+def over_seeds_and_pictures(by_seed: Sequence[float], resamples: Sequence[float]) -> Estimate:
+    """One figure from S training seeds and R resamples of the test pictures (none: R = 0), which are both chance.
+
+    The variance of the seeds' mean and that over the resamples are added; Welch and Satterthwaite's degrees of freedom.
+    """
+    count = len(by_seed)
+    seed_variance = float(np.var(by_seed, ddof=1)) / count if count > 1 else 0.0
+    test_variance = float(np.var(resamples, ddof=1)) if len(resamples) else 0.0
+    if count < 2 and not len(resamples):
         return Estimate(mean(by_seed))
     total = seed_variance + test_variance
-    freedom = (count - 1) * (total / seed_variance) ** 2 if seed_variance else math.inf  # Welch–Satterthwaite
+    freedom = (count - 1) * (total / seed_variance) ** 2 if seed_variance else math.inf
     return Estimate(mean(by_seed), math.sqrt(total), freedom)
 
 

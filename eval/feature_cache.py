@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 from eval.datasets.split import Split
 from eval.encoders import device_of, everything
 from radio_distill.console import duration
+from radio_distill.teacher_cache import checksum_of
 from radio_distill.views import centre_crop, resize
 from teachers.errors import UserError
 from teachers.features import Encoder, Size
@@ -132,7 +132,7 @@ class FeatureCache:
         if not file.exists():
             return False
         try:
-            sound = _checksum(tensor := _load(file)) == _recorded(file) and len(tensor) == rows
+            sound = checksum_of({"x": (tensor := _load(file))}) == _recorded(file) and len(tensor) == rows
         except Exception:  # safetensors raises its own kinds for files cut short or overwritten
             sound = False
         if sound:
@@ -188,7 +188,7 @@ class FeatureCache:
 
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        save_file({"x": tensor.contiguous()}, temporary, metadata={"crc32": _checksum(tensor)})
+        save_file({"x": tensor.contiguous()}, temporary, metadata={"crc32": checksum_of({"x": tensor})})
         os.replace(temporary, file)
         self._sound.add(file)
 
@@ -204,7 +204,3 @@ def _recorded(file: Path) -> str:
 
     with safe_open(file, framework="pt") as opened:
         return (opened.metadata() or {}).get("crc32", "")
-
-
-def _checksum(tensor: Tensor) -> str:
-    return f"{zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data):08x}"

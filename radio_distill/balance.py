@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from teachers.ranks import total
 
 MOMENTUM = 0.99  # of AdaLoss's running losses
 
@@ -26,10 +27,9 @@ class AdaLoss:
 
     def weights(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Terms' B losses → their weights, after these losses have been counted in."""
-        now = torch.stack([value.detach().mean() for value in values.values()])
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(now)
-            now = now / dist.get_world_size()
+        means = torch.stack([value.detach().mean() for value in values.values()])
+        sums = total(torch.cat([means, means.new_ones(1)]))  # and how many ranks there are
+        now = sums[:-1] / sums[-1]
         for term, value in zip(values, now):
             before = self.running[term].to(value)
             self.running[term] = torch.where(before > 0, MOMENTUM * before + (1 - MOMENTUM) * value, value)

@@ -17,6 +17,7 @@ from radio_distill.losses import ErrorShare, cosine_distance, meet
 from radio_distill.normalisers import RunningMoments, fit_dispersions, fit_normalisers
 from radio_distill.optimisers import param_groups
 from radio_distill.recipe import Recipe
+from radio_distill.shifts import Window
 from radio_distill.sights import Sights, View
 from radio_distill.student import build_student
 from radio_distill.targets import Teacher, images_at, load_teacher
@@ -214,7 +215,7 @@ class DistillObjective:
             self.running.add(name, seen.spatial)
         return Features(seen.summary, teacher.phi_s(seen.spatial))
 
-    def _valid(self, batch: Batch, window: Any) -> Callable[[Size], Tensor | None]:
+    def _valid(self, batch: Batch, window: Window) -> Callable[[Size], Tensor | None]:
         return lambda grid: self.sights.valid(batch, window, grid)
 
     def _weigh(self, terms: dict[str, Tensor], summary: Tensor, generator: torch.Generator) -> Tensor:

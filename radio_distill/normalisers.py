@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from radio_distill.losses import dispersion
 from radio_distill.targets import Teacher
 from teachers.features import Features
 from teachers.phi_s import Moments, PhiS, cached_moments, fit
+from teachers.ranks import total
 
 if TYPE_CHECKING:
     from radio_distill.views import Batch
@@ -84,14 +84,8 @@ def fit_dispersions(
             summaries[name].append(see(teacher, batch).summary.cpu())
     for name, teacher in wanted.items():
         seen = torch.cat(summaries[name]).to(teacher.dispersion.device)  # where the ranks can add
-        teacher.dispersion = dispersion(seen, _over_ranks)
+        teacher.dispersion = dispersion(seen, total)
     return {name: teacher.dispersion.item() for name, teacher in wanted.items()}
-
-
-def _over_ranks(mine: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(mine)
-    return mine
 
 
 class RunningMoments:

@@ -112,7 +112,7 @@ class TeacherCache:
                 checksum = (file.metadata() or {}).get("crc32")
         except SafetensorError as error:
             raise Damaged from error
-        if checksum != _checksum(held) or _shapes(held) != _wanted(encoder, size):
+        if checksum != checksum_of(held) or _shapes(held) != _wanted(encoder, size):
             raise Damaged
         return Features(held.get("summary"), held["spatial"])
 
@@ -130,7 +130,7 @@ class TeacherCache:
             if not self._has_room(sum(tensor.nbytes for tensor in held.values())):
                 return
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(save(held, {"crc32": _checksum(held)}))
+            temporary.write_bytes(save(held, {"crc32": checksum_of(held)}))
             os.replace(temporary, path)
         except OSError as error:  # a full disk must not end a run that goes on without the cache
             with contextlib.suppress(OSError):
@@ -151,10 +151,11 @@ class TeacherCache:
         self.say(f"teacher cache {self.folder}: {why}; what is there is used, and nothing is added")
 
 
-def _checksum(held: dict[str, Tensor]) -> str:
+def checksum_of(held: dict[str, Tensor]) -> str:
+    """Eight digits that change with any byte of the tensors; to be kept beside them."""
     crc = 0
     for part in sorted(held):
-        crc = zlib.crc32(held[part].view(torch.uint8).numpy().data, crc)
+        crc = zlib.crc32(held[part].contiguous().view(torch.uint8).numpy().data, crc)
     return f"{crc:08x}"
 
 

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from teachers.errors import UserError
+from teachers.ranks import several
 from teachers.rotations import equal_diagonal_rotation, hadamard
 
 
@@ -61,7 +62,7 @@ class Moments:
 
     def all_reduce(self) -> None:
         """Merge over all ranks, in the order of their numbers, so that every rank holds the same; alone: nothing."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not several():
             return
         mine = torch.cat([self.mean.new_tensor([self.n]), self.mean])
         theirs = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
@@ -219,7 +220,7 @@ def _write_moments(moments: Moments, path: Path, say: Callable[[str], None]) -> 
 
 
 def _all_ranks(mine: bool) -> bool:
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not several():
         return mine
     answers: list[bool] = [False] * dist.get_world_size()
     dist.all_gather_object(answers, mine)

@@ -59,10 +59,7 @@ def find_student(path: str | Path) -> Path:
             return folder
     if not path.exists():
         kind = "file" if is_checkpoint(path) else "folder"
-        raise UserError(
-            f"no such {kind}: {path}",
-            expected=WHAT,
-        )
+        raise UserError(f"no such {kind}: {path}", expected=WHAT)
     raise UserError(
         f"{path} holds no exported student",
         expected=f"{CONFIG} and {WEIGHTS} there or in {path}/export",
@@ -131,10 +128,13 @@ def not_whole(place: Path, error: Exception) -> UserError:
     """What to say of weights that are not those of the description beside them."""
     first = " ".join(str(error).splitlines()[:2])
     source = place.parent if place.name == "export" else place
+    again = f"export the run again: python -m radio_distill.export {source}"
+    if place.is_file():
+        again = "get the file again, or write it again: python -m radio_distill.export RUN --format hub"
     return UserError(
         f"{weights_file(place)} does not hold the student that is described there: {first}",
         expected="a whole file, made together with its description",
-        todo=f"export the run again: python -m radio_distill.export {source}",
+        todo=again,
     )
 
 

@@ -140,7 +140,7 @@ def _check_same_trunk(source: str, theirs: RadioSpec, ours: RadioSpec) -> None:
         raise UserError(
             f"{source} has {shape(theirs)}; the student has {shape(ours)}",
             expected="the same trunk in both",
-            todo="change student.arch (or width, depth, num_heads, mlp, mlp_ratio), or student.init",
+            todo="change student.arch (or student.width, depth, num_heads, mlp), or student.init",
         )
 
 

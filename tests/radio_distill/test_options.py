@@ -76,7 +76,7 @@ def test_a_student_begins_from_another_and_keeps_its_trunk_while_that_is_frozen(
     before, after = (load_file(run / "export" / "model.safetensors") for run in (trained.run, trial.run))
     trunk = [key for key in before if not key.startswith("heads.")]
     assert trunk and all(torch.equal(before[key], after[key]) for key in trunk)
-    assert trial.journal("heldout")[0]["low/a/summary_error"] < 0.5  # an untrained one has 0.9
+    assert trial.journal("heldout")[0]["low/a/summary_error"] < 0.5  # a fresh student begins at 0.62
 
 
 def test_running_statistics_are_renewed_as_often_as_the_recipe_says_and_then_stand(trial):
