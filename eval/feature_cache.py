@@ -67,6 +67,11 @@ class Stored:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def width(self) -> int:
+        """D."""
+        return self[torch.tensor([0])].shape[1]
+
     def all(self) -> Tensor:
         """Everything at once, N×...; for summaries."""
         return (torch.cat([_load(file) for file in self._files]) if self._memory is None else self._memory).float()

@@ -49,6 +49,7 @@ class Score(Section):
     task: str = Field(description="its name in the recipe")
     kind: str = Field(description="the task module")
     group: str
+    counts: bool = Field(True, description="whether its task enters Δm%: of one that failed no metric says it")
     protocol: int = Field(description="version: figures of different versions cannot be compared")
     data: str
     data_identity: str

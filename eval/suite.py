@@ -11,17 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from eval.config import EvalRecipe, keys_text, load_recipe
 from eval.datasets import DATASETS
 from eval.datasets.split import Split
 from eval.encoders import FORMS, Model, open_models
+from eval.examples import save_examples
 from eval.feature_cache import FeatureCache
 from eval.scores import Score, check_protocols, libraries, load, save, score_file, score_key, show
 from eval.tasks import TASKS
 from eval.tasks.task import Context, NotApplicable, TaskSettings
 from radio_distill.console import duration
 from teachers.errors import UserError
+from teachers.features import identity_of
 
 
 @dataclass
@@ -77,14 +80,17 @@ class Suite:
         return Context(cell.model, cell.settings, cell.seed, split, self.features, cell.module.FIT)
 
     def data_identity(self, cell: Cell) -> str:
-        """Of the parts that the task uses; "absent" where they cannot be opened (the task will say why)."""
+        """Of the parts that the task uses, and of how they are read; "absent" where they cannot be opened (the task
+        will say why)."""
+        config = self.recipe.datasets[cell.settings.data].model_dump(mode="json", exclude={"path", "get"})
         try:
-            return "+".join(self.split(cell.settings.data, part).identity for part in cell.module.SPLITS)
+            parts = [self.split(cell.settings.data, part).identity for part in cell.module.SPLITS]
         except UserError:
             return "absent"
+        return "+".join([*parts, identity_of({}, sorted(config.items()))])
 
     def key(self, cell: Cell) -> str:
-        settings = cell.settings.model_dump(mode="json", exclude={"seeds"})
+        settings = figures_settings(cell.settings)
         data = self.data_identity(cell)
         identities = [cell.model.identity, *self.partners(cell)]
         return score_key(identities, cell.task, cell.module.VERSION, settings, data, cell.seed)
@@ -101,7 +107,7 @@ class Suite:
         for file in sorted(self.out.glob(f"scores/*-{cell.model.identity[:8]}/{cell.file.name}")):
             score = load(file)
             if score.done and score.key == self.key(cell):
-                return score.model_copy(update={"model": cell.model.name, "replicate": cell.model.replicate})
+                return as_asked(score, cell)
         return None
 
     def run(self, models: Sequence[Model]) -> list[Score]:
@@ -135,13 +141,13 @@ class Suite:
     def score(self, cell: Cell) -> Score:
         """Run one cell and write its file, whatever comes of it."""
         begun = time.monotonic()
-        metrics, facts, reason, failure = {}, {}, None, None
+        metrics, facts, examples, reason, failure = {}, {}, [], None, None
         try:
             context = self.context(cell)
             facts["size"] = list(context.size)
             cell.module.parts(context)
             result = cell.module.run(context)
-            metrics, facts = result.metrics, facts | result.facts
+            metrics, facts, examples = result.metrics, facts | result.facts, result.examples
         except NotApplicable as why:
             reason = str(why)
         except UserError as error:
@@ -152,15 +158,36 @@ class Suite:
         score = Score(
             model=cell.model.name, replicate=cell.model.replicate, identity=cell.model.identity,
             partners=self.partners(cell), task=cell.task, kind=cell.settings.task,
-            group=cell.module.GROUP, protocol=cell.module.VERSION,
+            group=cell.module.GROUP, counts=cell.module.COUNTS, protocol=cell.module.VERSION,
             data=cell.settings.data, data_identity=self.data_identity(cell),
-            settings=cell.settings.model_dump(mode="json", exclude={"seeds"}),
+            settings=figures_settings(cell.settings),
             seed=cell.seed, seeded=cell.module.SEEDED, metrics=metrics, facts=facts, not_applicable=reason,
             error=failure, commit=self.commit, libraries=libraries(), date=time.strftime("%Y-%m-%d %H:%M:%S"),
             seconds=round(time.monotonic() - begun, 2),
         )  # fmt: skip
         save(score, cell.file)
-        return score
+        save_examples(examples, cell.file)
+        return as_asked(score, cell)
+
+
+def as_asked(score: Score, cell: Cell) -> Score:
+    """A score as this recipe names and counts it; the file keeps what the task itself says."""
+    settings, metrics = cell.settings, score.metrics
+    if settings.counts is not None:  # all of it out of Δm%, or in with what the task counts (all, if it counts nothing)
+        some = any(metric.counts for metric in metrics.values())
+        metrics = {
+            name: metric.model_copy(update={"counts": settings.counts and (metric.counts or not some)})
+            for name, metric in metrics.items()
+        }
+    changes = {"model": cell.model.name, "replicate": cell.model.replicate, "metrics": metrics}
+    changes |= {"group": settings.group or score.group}
+    changes |= {"counts": score.counts if settings.counts is None else settings.counts}
+    return score.model_copy(update=changes)
+
+
+def figures_settings(settings: TaskSettings) -> dict[str, Any]:
+    """The settings that figures depend on: not which seeds are asked for, nor where the report puts them."""
+    return settings.model_dump(mode="json", exclude={"seeds", "group", "counts"})
 
 
 def seeds_of(settings: TaskSettings) -> list[int]:

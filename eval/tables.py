@@ -12,7 +12,6 @@ import numpy as np
 
 from eval.delta_m import SIGNS, Metric, Row, Table
 from eval.scores import MetricScore, Score, show
-from eval.tasks import TASKS
 
 ARROWS = {"higher": "↑", "lower": "↓"}
 COLUMNS = (  # of scores.csv
@@ -59,7 +58,7 @@ def labels(scores: Sequence[Score], counting: bool) -> dict[tuple[str, str], Met
     for task in dict.fromkeys(score.task for score in scores):  # failed for every model: still a column that is missing
         own = [score for score in scores if score.task == task]
         failed = any(score.error for score in own) and not any(score.metrics for score in own)
-        if failed and counting == TASKS[own[0].kind].COUNTS:
+        if failed and counting == own[0].counts:
             pairs[task, task] = own[0].group
     shared = Counter((group, name) for (_, name), group in pairs.items())
     return {
@@ -161,7 +160,7 @@ def coverage(rows: Sequence[Row], scores: Sequence[Score]) -> str:
     """`all 4 models have all 9 metrics`, or who lacks what; and which tasks none of them could be asked."""
     total = len(rows[0].metrics)
     partial = [row for row in rows if row.missing]
-    tasks = dict.fromkeys(score.task for score in scores if TASKS[score.kind].COUNTS)
+    tasks = dict.fromkeys(score.task for score in scores if score.counts)
     silent = [task for task in tasks if all(score.not_applicable for score in scores if score.task == task)]
     tail = f" (applicable to none: {', '.join(silent)})" if silent else ""
     if not partial:

@@ -1,6 +1,7 @@
 """What every data set becomes: a `Split`, numbered pictures with whatever truth comes with them.
 
-Pictures are uint8 tensors 3×H×W; a mask is a long tensor H×W of the picture's own size.
+Pictures are uint8 tensors 3×H×W; every truth a pixel (mask, depth, ...) has the picture's own size, masks are long
+tensors H×W. The centre of row i, column j lies at x = j + 0.5, y = i + 0.5.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +22,53 @@ from teachers.features import Size, identity_of
 from teachers.seeding import numpy_rng
 
 IGNORE = 255  # the label of mask pixels that count for nothing
+WORDS = {  # a truth → as messages call it
+    "label": "labels", "captions": "captions", "questions": "questions", "mask": "masks", "parts": "part masks",
+    "saliency": "saliency masks", "boundary": "boundaries", "depth": "depth", "normals": "surface normals",
+    "points": "object points", "instances": "instances", "view_pairs": "pairs of views",
+    "keypoint_pairs": "pairs with keypoints",
+}  # fmt: skip
+TRUTHS = tuple(WORDS)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+class Question(NamedTuple):
+    """A question about a picture; any of `answers` (lower case) is right."""
+
+    text: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """The things in one picture, in pixels of the picture itself."""
+
+    boxes: Tensor  # n×4 float: x0, y0, x1, y1 (x1, y1 exclusive)
+    classes: Tensor  # n long, indices into `thing_names`
+    masks: Callable[[], Tensor]  # n×H×W bool, decoded when asked for
+    areas: Tensor  # n float, pixels of the mask: decides small, medium, large
+    crowd: Tensor  # n bool: a group that is neither found nor missed
+
+
+@dataclass(frozen=True, eq=False)
+class ViewPair:
+    """Two pictures of one thing whose points share a frame."""
+
+    first: int
+    second: int  # numbers of pictures
+    angle: float  # degrees between the two cameras' directions; NaN where unknown
+
+
+@dataclass(frozen=True, eq=False)
+class KeypointPair:
+    """Two pictures of two things of one class, and points that mean the same on both."""
+
+    first: int
+    second: int
+    source: Tensor  # K×2 float: x, y in pixels of the first picture
+    targets: Tensor  # K×E×2 float in the second: E places that are equally right (symmetry), NaN where there are fewer
+    scale: float  # the longer side of the second thing's box, in pixels
+    category: str
 
 
 @dataclass(frozen=True)
@@ -35,22 +83,33 @@ class Split:
     image: Callable[[int], Tensor] = field(repr=False)
     label: Callable[[int], int] | None = field(default=None, repr=False)
     captions: Callable[[int], list[str]] | None = field(default=None, repr=False)
-    mask: Callable[[int], Tensor] | None = field(default=None, repr=False)
+    questions: Callable[[int], list[Question]] | None = field(default=None, repr=False)
+    mask: Callable[[int], Tensor] | None = field(default=None, repr=False)  # classes, and IGNORE
+    parts: Callable[[int], Tensor] | None = field(default=None, repr=False)  # 0 = background, and IGNORE
+    saliency: Callable[[int], Tensor] | None = field(default=None, repr=False)  # 0, 1, and IGNORE
+    boundary: Callable[[int], Tensor] | None = field(default=None, repr=False)  # 0, 1, and IGNORE
+    depth: Callable[[int], Tensor] | None = field(default=None, repr=False)  # H×W float, metres; NaN: unknown
+    normals: Callable[[int], Tensor] | None = field(default=None, repr=False)  # 3×H×W float, unit; NaN: unknown
+    points: Callable[[int], Tensor] | None = field(default=None, repr=False)  # 3×H×W float, metres; NaN: off the thing
+    instances: Callable[[int], Instances] | None = field(default=None, repr=False)
+    view_pairs: Sequence[ViewPair] | None = field(default=None, repr=False)
+    keypoint_pairs: Sequence[KeypointPair] | None = field(default=None, repr=False)
     class_names: tuple[str, ...] = ()  # of labels
     mask_names: tuple[str, ...] = ()  # of mask values
+    part_names: tuple[str, ...] = ()  # of part values; [0] is the background
+    thing_names: tuple[str, ...] = ()  # of instances' classes
     prompts: Mapping[str, Sequence[str]] | None = field(default=None, repr=False)  # class name → texts
     shape: Size | None = None  # of every picture, where they are alike
 
     def __str__(self) -> str:
         return f"{self.data}/{self.part}"
 
-    def truth(self, kind: str) -> Callable:
-        """`label`, `captions` or `mask`; raises `UserError` where this data set has none."""
-        known = {"label": self.label, "captions": self.captions, "mask": self.mask}
-        if known[kind] is None:
-            has = ", ".join(name for name, value in known.items() if value is not None) or "pictures only"
-            raise UserError(f"data set {self.data!r} has no {kind}s".replace("ss ", "s "), expected=f"it has: {has}")
-        return known[kind]
+    def truth(self, kind: str) -> Any:
+        """What this data set knows of its pictures (one of `TRUTHS`); raises `UserError` where it does not."""
+        if getattr(self, kind) is None:
+            has = ", ".join(WORDS[name] for name in TRUTHS if getattr(self, name) is not None) or "pictures only"
+            raise UserError(f"data set {self.data!r} has no {WORDS[kind]}", expected=f"it has: {has}")
+        return getattr(self, kind)
 
     def labels(self) -> Tensor:
         """All labels, `count`."""

@@ -7,11 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from eval.datasets.split import Split
+from eval.datasets.split import Instances, Question, Split
 from radio_distill.documents import Section
 from radio_distill.recipe import SizeKey
 from teachers.features import Size, identity_of
@@ -25,47 +26,100 @@ class Config(Section):
     size: SizeKey = Field(128, description="pixels of a picture, one number or [height, width]")
     train: Annotated[int, Field(ge=1)] = Field(600, description="scenes that probes learn from")
     val: Annotated[int, Field(ge=1)] = Field(300, description="scenes that they are judged on")
+    views: Annotated[int, Field(ge=1)] = Field(1, description="pictures of each scene, from other sides")
     captions: Annotated[int, Field(ge=1)] = Field(1, description="captions used of each; the first one says most")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Sample:
-    image: Tensor
+    """What is kept of a scene: about 300 kB at 128 px."""
+
+    image: Tensor  # uint8 3×H×W
     label: int
     captions: list[str]
-    mask: Tensor
+    questions: list[Question]
+    semantic: Tensor  # uint8 H×W, as the next three
+    parts: Tensor
+    instances: Tensor
+    boundaries: Tensor
+    depth: Tensor  # float32 H×W
+    normals: Tensor  # float16 3×H×W
+    boxes: Tensor  # n×4
+    kinds: Tensor  # n
+    camera: tuple[np.ndarray, np.ndarray, np.ndarray]  # intrinsics, rotation, position
+
+    def points(self) -> Tensor:
+        """World coordinates of what stands on the table, 3×H×W metres, NaN elsewhere."""
+        return world_points(self.depth, self.camera).masked_fill(self.instances == 0, torch.nan)
+
+    def things(self) -> Instances:
+        """The things of which something is seen."""
+        seen = torch.tensor([i for i in range(len(self.kinds)) if (self.instances == i + 1).any()], dtype=torch.long)
+        areas = torch.tensor([float((self.instances == i + 1).sum()) for i in seen.tolist()])
+        return Instances(
+            boxes=self.boxes[seen].float(), classes=self.kinds[seen], areas=areas,
+            masks=lambda: self.instances == (seen + 1)[:, None, None], crowd=torch.zeros(len(seen), dtype=torch.bool),
+        )  # fmt: skip
+
+
+def world_points(depth: Tensor, camera: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Tensor:
+    """Depth H×W and (intrinsics, rotation, position) → world coordinates of each pixel's centre, 3×H×W."""
+    intrinsics, rotation, position = (torch.from_numpy(np.asarray(part, np.float64)) for part in camera)
+    y, x = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) + 0.5 for side in depth.shape), indexing="ij")
+    rays = torch.linalg.inv(intrinsics) @ torch.stack([x, y, torch.ones_like(x)]).flatten(1)
+    points = rotation.T @ (rays * depth.double().flatten()) + position[:, None]
+    return points.unflatten(1, depth.shape).float()
 
 
 @cache
-def _sample(seed: int, part: str, index: int, size: Size) -> _Sample:
-    """Kept for the whole process (about 70 kB each): every model is shown the same pictures."""
+def _sample(seed: int, part: str, index: int, size: Size, view: int = 0) -> _Sample:
+    """Kept for the whole process: every model is shown the same pictures."""
+    from eval.tabletop.kinds import KINDS
     from eval.tabletop.render import render
 
-    scene = render(seed, f"eval-{part}", index, size)
-    image, mask = torch.from_numpy(scene.image).permute(2, 0, 1), torch.from_numpy(scene.semantic)
-    return _Sample(image, int(scene.label), scene.captions, mask)
+    scene = render(seed, f"eval-{part}", index, size, view)
+
+    def tensor(values: np.ndarray, dtype: type) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values.astype(dtype)))
+
+    return _Sample(
+        image=torch.from_numpy(scene.image).permute(2, 0, 1), label=int(scene.label), captions=scene.captions,
+        questions=[Question(text, (answer,)) for text, answer in scene.questions],
+        semantic=tensor(scene.semantic, np.uint8), parts=tensor(scene.parts, np.uint8),
+        instances=tensor(scene.instances, np.uint8), boundaries=tensor(scene.boundaries, np.uint8),
+        depth=tensor(scene.depth, np.float32), normals=tensor(scene.normals.transpose(2, 0, 1), np.float16),
+        boxes=tensor(scene.boxes, np.int64), kinds=torch.tensor([KINDS.index(thing.kind) for thing in scene.things]),
+        camera=(scene.intrinsics, scene.rotation, scene.position),
+    )  # fmt: skip
 
 
-def _identity(seed: int, part: str, size: Size, count: int) -> str:
+def _identity(config: Config, part: str, count: int) -> str:
     """Changes with the renderer too: the first picture itself is hashed."""
-    return identity_of({"first": _sample(seed, part, 0, size).image}, "tabletop", seed, part, size, count)
+    notes = ("tabletop", config.seed, part, config.size, count, *((config.views,) if config.views > 1 else ()))
+    return identity_of({"first": _sample(config.seed, part, 0, config.size).image}, *notes)
 
 
 def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
-    """The train or val part; pictures are rendered when they are asked for."""
+    """The train or val part, rendered when asked for; picture i is view i % views of scene i // views."""
     from eval.tabletop.captions import class_prompts
-    from eval.tabletop.kinds import KINDS, SEMANTIC_NAMES
+    from eval.tabletop.kinds import KINDS, PART_NAMES, SEMANTIC_NAMES
 
     def sample(index: int) -> _Sample:
-        return _sample(config.seed, part, index, config.size)
+        return _sample(config.seed, part, index // config.views, config.size, index % config.views)
 
-    count = config.train if part == "train" else config.val
+    count = (config.train if part == "train" else config.val) * config.views
     return Split(
         data=name, part=part, count=count,
         source=f"rendered, seed {config.seed}, {config.size[0]}×{config.size[1]} px", shape=config.size,
-        identity=_identity(config.seed, part, config.size, count),
+        identity=_identity(config, part, count),
         image=lambda index: sample(index).image, label=lambda index: sample(index).label,
         captions=lambda index: sample(index).captions[: config.captions],
-        mask=lambda index: sample(index).mask.long(),
-        class_names=KINDS, mask_names=SEMANTIC_NAMES, prompts=class_prompts(),
+        questions=lambda index: sample(index).questions,
+        mask=lambda index: sample(index).semantic.long(), parts=lambda index: sample(index).parts.long(),
+        saliency=lambda index: (sample(index).instances == 1).long(),
+        boundary=lambda index: sample(index).boundaries.long(),
+        depth=lambda index: sample(index).depth, normals=lambda index: sample(index).normals.float(),
+        points=lambda index: sample(index).points(), instances=lambda index: sample(index).things(),
+        class_names=KINDS, mask_names=SEMANTIC_NAMES, part_names=PART_NAMES, thing_names=KINDS,
+        prompts=class_prompts(),
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """What a task is: a module with its protocol as data, `parts` (the features it needs) and `run` (features → figures).
 
 VERSION    raised whenever figures stop being comparable with earlier ones
-GROUP      the column of Δm% that its metrics are averaged into
-COUNTS     whether its metrics enter Δm%, or are only shown
+GROUP      the column of Δm% that its metrics are averaged into, if the recipe names no other
+COUNTS     whether its metrics enter Δm%, or are only shown, if the recipe does not say
 SEEDED     whether figures depend on a seed (a probe's initialisation)
 FIT        how pictures come to the model's size: "crop" (largest centred box) or "stretch" (whole)
 SPLITS     the parts of the data set that it uses
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -38,6 +39,8 @@ class TaskSettings(Section):
 
     task: str = Field(description="which one")
     data: str = Field(description="a name under data:")
+    group: str | None = Field(None, description="column of Δm% that its metrics enter; none = the task's own")
+    counts: bool | None = Field(None, description="whether its metrics enter Δm%; none = as the task has it")
     size: Literal["native"] | SizeKey = Field(
         "native", description="pixels, or the model's own size; a model that cannot take it gets its nearest"
     )
@@ -48,11 +51,30 @@ class NotApplicable(Exception):
 
 
 @dataclass
+class Example:
+    """One test picture for the report: as it is, the truth, and what the model made of it; H×W×3 uint8 each."""
+
+    picture: np.ndarray
+    truth: np.ndarray
+    answer: np.ndarray
+
+
+@dataclass
 class Result:
     """What a task found."""
 
     metrics: dict[str, MetricScore]
     facts: dict[str, Any] = field(default_factory=dict)
+    examples: list[Example] = field(default_factory=list)  # of the pictures that `chosen` names
+
+
+EXAMPLES = 4  # pictures that a task which shows its answers shows
+
+
+def chosen(count: int) -> list[int]:
+    """Which of `count` test pictures (or pairs) are shown: the same for every model, spread over all."""
+    shown = min(EXAMPLES, count)
+    return [index * count // shown for index in range(shown)]
 
 
 @dataclass

@@ -176,9 +176,8 @@ def test_miou_agrees_with_torchmetrics(world):
     world.val = make_split(ignore=True)
     ctx = world.context(Noise(), "segmentation", steps=20, labels=16)
     result = segmentation.run(ctx)
-    probe = segmentation.fit(
-        ctx.features("train", "backbone.spatial"), segmentation.label_grid(world.train, 16), CLASSES, ctx.settings, 0
-    )
+    labels = segmentation.label_grid(world.train, "mask", 16)
+    probe = segmentation.fit(ctx.features("train", "backbone.spatial"), labels, CLASSES, ctx.settings, 0)
     maps = ctx.features("val", "backbone.spatial").all()
     with torch.no_grad():
         large = F.interpolate(probe(maps), (16, 16), mode="bilinear", align_corners=False)
