@@ -114,21 +114,29 @@ def run(
     report: Callable[[list[Measured]], None],
 ) -> int:
     """Do what is missing, then report all that is measured; the exit code. `opened` makes what measures a run."""
+    failed = [] if options.report_only else train_all(options, wanted, opened(wanted[0]), key)
+    measured = [found for trial in wanted if (found := read(trial, key)) is not None]
+    if measured:
+        report(measured)
+        print(f"{len(measured)} of {len(wanted)} runs: report in {options.report or options.out}", flush=True)
+    return 0 if measured and not failed else 1
+
+
+def train_all(
+    options: argparse.Namespace, wanted: Sequence[Trial], measure: Callable[[Trial], dict[str, MetricScore]], key: str
+) -> list[str]:
+    """Do what is missing; what failed, which is told."""
     import torch
 
     torch.set_num_threads(options.threads)
     before = signal.signal(signal.SIGTERM, _interrupt)  # or a trainer that was started here would be left alone
     try:
-        failed = [] if options.report_only else work(wanted, opened(wanted[0]), key)
+        failed = work(wanted, measure, key)
     finally:
         signal.signal(signal.SIGTERM, before)
-    measured = [found for trial in wanted if (found := read(trial, key)) is not None]
-    if measured:
-        report(measured)
-        print(f"{len(measured)} of {len(wanted)} runs: report in {options.report or options.out}", flush=True)
     for label in failed:
         print(f"{label}: given up after {TRIES} tries", flush=True)
-    return 0 if measured and not failed else 1
+    return failed
 
 
 def guarded(main: Callable[[], int]) -> int:
