@@ -1,21 +1,25 @@
-"""Turns a command line into an evaluation: `python -m eval RECIPE MODEL...`, or Δm% of a plain table: `... delta`."""
+"""Turns a command line into an evaluation, `python -m eval RECIPE MODEL...`, or into one of the commands below."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 from teachers.errors import UserError
+
+COMMANDS = {  # first word → the module with its `main(argv)`; anything else is a recipe
+    "delta": "eval.delta_table",  # Δm% of a plain table; needs no torch
+    "data": "eval.data_command",  # which data sets of a recipe are there
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status: 0, 1 where a task failed, 2 for a user's mistake."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if argv[:1] == ["delta"]:  # needs no torch
-            from eval.delta_table import main as command
-        else:
-            from eval.suite import main as command
-        return command(argv[1:] if argv[:1] == ["delta"] else argv)
+        if argv[:1] and argv[0] in COMMANDS:
+            return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
+        return importlib.import_module("eval.suite").main(argv)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -21,6 +21,20 @@ from radio_distill.recipe import SizeKey
 HELP = "python -m eval --help lists every key"
 
 
+class Expected(Section):
+    """What a whole part of a data set is known to be."""
+
+    count: Annotated[int, Field(ge=1)] | None = Field(None, description="pictures, before any limit")
+    identity: str | None = Field(None, description="checksum, as `python -m eval data RECIPE` prints it")
+
+
+class ExpectConfig(Section):
+    """What is checked before a data set is used: half a data set scores too, but says something else."""
+
+    train: Expected = Field(default_factory=Expected)
+    val: Expected = Field(default_factory=Expected)
+
+
 class PicturesConfig(Section):
     """PCA panels of every model's features, in the report."""
 
@@ -70,7 +84,7 @@ def schema_of(document: dict[str, Any]) -> type[EvalRecipe]:
     """The schema of one document: `data.NAME` obeys its kind's, `tasks.NAME` its task's, so every key has a path."""
     data = document.get("data")
     names = [str(name) for name in data] if isinstance(data, dict) else []
-    kinds = {kind: module.Config for kind, module in DATASETS.items()}
+    kinds = {kind: _with_expectation(module.Config) for kind, module in DATASETS.items()}
     tasks = {name: _with_known_data(module.Settings, names) for name, module in TASKS.items()}
     return pydantic.create_model(
         "Recipe",
@@ -78,6 +92,11 @@ def schema_of(document: dict[str, Any]) -> type[EvalRecipe]:
         data=(_sections(data, "kind", kinds), ...),
         tasks=(_sections(document.get("tasks"), "task", tasks), ...),
     )
+
+
+def _with_expectation(config: type[Section]) -> type[Section]:
+    """A data set's schema, and what the whole of it is known to be."""
+    return pydantic.create_model(config.__name__, __base__=config, expect=(ExpectConfig, ExpectConfig()))
 
 
 def _with_known_data(settings: type[TaskSettings], names: list[str]) -> type[TaskSettings]:
@@ -132,6 +151,9 @@ def keys_text() -> str:
         for name, module in modules.items():
             rows.append((f"{section}.NAME: {{{key}: {name}, ...}}", "", "", ""))
             rows += [("  " + path, *rest) for path, *rest in documents.keys(getattr(module, schema)) if path != key]
+        if section == "data":
+            rows.append(("and of every data set", "", "", ""))
+            rows += [("  " + path, *rest) for path, *rest in documents.keys(ExpectConfig, "expect.")]
     lines = []
     for path, _, default, description in rows:
         lines.append((f"  {path}{f' = {default}' if default else ''}".ljust(40) + f"  {description}").rstrip())

@@ -23,6 +23,7 @@ from eval.scores import Score, check_protocols, libraries, load, save, score_fil
 from eval.tasks import TASKS
 from eval.tasks.task import Context, NotApplicable, TaskSettings
 from radio_distill.console import duration
+from radio_distill.documents import Section
 from teachers.errors import UserError
 from teachers.features import identity_of
 
@@ -61,7 +62,9 @@ class Suite:
         """The train or val part of a data set, opened once."""
         if (data, part) not in self._splits:
             config = self.recipe.datasets[data]
-            self._splits[data, part] = DATASETS[config.kind].open_split(data, config, self.data_root, part)
+            split = DATASETS[config.kind].open_split(data, config, self.data_root, part)
+            check_expected(split, config)
+            self._splits[data, part] = split
         return self._splits[data, part]
 
     def cells(self, models: Sequence[Model]) -> list[Cell]:
@@ -82,7 +85,7 @@ class Suite:
     def data_identity(self, cell: Cell) -> str:
         """Of the parts that the task uses, and of how they are read; "absent" where they cannot be opened (the task
         will say why)."""
-        config = self.recipe.datasets[cell.settings.data].model_dump(mode="json", exclude={"path", "get"})
+        config = self.recipe.datasets[cell.settings.data].model_dump(mode="json", exclude={"path", "get", "expect"})
         try:
             parts = [self.split(cell.settings.data, part).identity for part in cell.module.SPLITS]
         except UserError:
@@ -168,6 +171,25 @@ class Suite:
         save(score, cell.file)
         save_examples(examples, cell.file)
         return as_asked(score, cell)
+
+
+def check_expected(split: Split, config: Section) -> None:
+    """Raise `UserError` where a part of a data set is not what the recipe knows it to be."""
+    expected, limit = getattr(config.expect, split.part), getattr(config, f"{split.part}_limit", None)
+    key = f"data.{split.data}.expect.{split.part}"
+    count = expected.count if limit is None or expected.count is None else min(limit, expected.count)
+    if count is not None and split.count != count:
+        raise UserError(
+            f"{split} ({split.source}) holds {split.count} pictures",
+            expected=f"{count}, as the recipe's {key}.count says",
+            todo="complete the data set; if yours is meant to be another, change that key",
+        )
+    if limit is None and expected.identity is not None and split.identity != expected.identity:
+        raise UserError(
+            f"{split} ({split.source}) is another set of files: its checksum is {split.identity}",
+            expected=f"{expected.identity}, as the recipe's {key}.identity says",
+            todo="complete the data set; if yours is meant to be another, change that key",
+        )
 
 
 def as_asked(score: Score, cell: Cell) -> Score:
