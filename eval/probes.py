@@ -16,21 +16,26 @@ from torch.nn import functional as F
 
 from eval.datasets.split import Split
 from eval.feature_cache import Stored
-from eval.tasks.task import TaskSettings
+from eval.task_settings import TaskSettings
 from teachers.errors import UserError
 from teachers.seeding import Part, numpy_rng
 
 
-class ProbeSettings(TaskSettings):
-    """What every trained probe can be told."""
+class TrainSettings(TaskSettings):
+    """What everything that is trained on frozen features can be told."""
 
     seeds: Annotated[list[int], Field(min_length=1)] = Field([0, 1, 2], description="of the probe; one score each")
     steps: Annotated[int, Field(ge=1)] = Field(400, description="of training")
     batch: Annotated[int, Field(ge=1)] = Field(32, description="pictures a step")
     lr: Annotated[float, Field(gt=0)] = Field(1e-2, description="peak learning rate")
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-3, description="of the probe")
-    labels: Annotated[int, Field(ge=1)] = Field(32, description="side of the label grid in training")
     warmup: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="share of the steps; the rate rises in it")
+
+
+class ProbeSettings(TrainSettings):
+    """What every dense probe can be told."""
+
+    labels: Annotated[int, Field(ge=1)] = Field(32, description="side of the label grid in training")
 
 
 def linear_head(width: int, outputs: int) -> nn.Module:
@@ -42,7 +47,7 @@ def train(
     head: nn.Module,
     features: Stored,
     loss: Callable[[Tensor, Tensor], Tensor],
-    settings: ProbeSettings,
+    settings: TrainSettings,
     order: tuple[Part, ...],
     device: torch.device | str = "cpu",
     clip: float | None = None,
@@ -84,11 +89,12 @@ def train(
 
 
 @torch.no_grad()
-def answers(head: nn.Module, features: Stored) -> Iterator[Tensor]:
-    """What a trained head says of each picture in order, C×h×w, one at a time, on the head's device."""
+def answers(head: nn.Module, features: Stored, batch: int = 64) -> Iterator[Tensor]:
+    """What a trained head says of each picture in order, C×h×w, one at a time, on the head's device; it computes
+    `batch` at once, which is all the memory that a large head needs."""
     device = next(head.parameters()).device
     for maps in features.chunks():
-        for block in maps.split(64):
+        for block in maps.split(batch):
             yield from head(block.to(device))
 
 

@@ -48,6 +48,7 @@ class Instances:
     masks: Callable[[], Tensor]  # n×H×W bool, decoded when asked for
     areas: Tensor  # n float, pixels of the mask: decides small, medium, large
     crowd: Tensor  # n bool: a group that is neither found nor missed
+    size: Size | None = None  # of the picture, (height, width), where it is known without decoding the picture
 
 
 @dataclass(frozen=True, eq=False)
