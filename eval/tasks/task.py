@@ -17,33 +17,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from eval.datasets.split import Split
 from eval.encoders import Model, device_of, nearest_size
 from eval.feature_cache import FeatureCache, Stored, View
 from eval.scores import MetricScore
-from radio_distill.documents import Section
-from radio_distill.recipe import SizeKey
+from eval.task_settings import TaskSettings
 from teachers.features import Encoder, Size
 
+__all__ = ["Context", "Example", "Need", "NotApplicable", "Result", "TaskSettings", "chosen"]
+
 Need = tuple[Encoder, str, str]  # encoder, split ("train" or "val"), part
-
-
-class TaskSettings(Section):
-    """What every task can be told."""
-
-    task: str = Field(description="which one")
-    data: str = Field(description="a name under data:")
-    group: str | None = Field(None, description="column of Δm% that its metrics enter; none = the task's own")
-    counts: bool | None = Field(None, description="whether its metrics enter Δm%; none = as the task has it")
-    size: Literal["native"] | SizeKey = Field(
-        "native", description="pixels, or the model's own size; a model that cannot take it gets its nearest"
-    )
 
 
 class NotApplicable(Exception):
