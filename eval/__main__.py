@@ -9,6 +9,7 @@ from teachers.errors import UserError
 
 COMMANDS = {  # first word → the module with its `main(argv)`; anything else is a recipe
     "delta": "eval.delta_table",  # Δm% of a plain table; needs no torch
+    "published": "eval.published_command",  # published figures, and whether their Δm% follow; needs no torch
     "data": "eval.data_command",  # which data sets of a recipe are there
 }
 
@@ -19,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv[:1] and argv[0] in COMMANDS:
             return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
-        return importlib.import_module("eval.suite").main(argv)
+        return importlib.import_module("eval.suite_command").main(argv)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,0 +1,86 @@
+"""Turns `python -m eval RECIPE MODEL...` into scores, running only what is missing, and then into the report."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from eval.config import keys_text, load_recipe
+from eval.encoders import FORMS, Model, open_models
+from eval.scores import Score, check_protocols
+from eval.suite import Suite
+from teachers.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """The command; returns its exit status: 0, 1 where a task failed, 2 for a user's mistake."""
+    arguments = _parser().parse_args(argv)
+    recipe, path = load_recipe(arguments.recipe, arguments.set)
+    import torch
+
+    from radio_distill.run_folder import commit
+
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    out = Path(arguments.out or f"runs/eval/{path.stem}").expanduser()
+    suite = Suite(recipe, out, Path(arguments.data_root or recipe.data_root).expanduser(), _say, commit())
+    models = open_models(arguments.models, device)
+    baseline = arguments.baseline or models[0].name
+    if baseline not in {model.name for model in models}:
+        names = ", ".join(dict.fromkeys(model.name for model in models))
+        raise UserError(f"--baseline {baseline}: no such model", expected=f"one of {names}")
+    scores = suite.run(models)
+    check_protocols(scores)
+    command = shlex.join(["python", "-m", "eval", *argv])
+    _report(suite, models, scores, baseline=baseline, title=path.stem, command=command, common=arguments.common)
+    return 1 if any(score.error for score in scores) else 0
+
+
+def _report(suite: Suite, models: Sequence[Model], scores: Sequence[Score], *, baseline: str, **about) -> None:
+    """Δm%, the report's files, and a few lines on the console."""
+    from eval.delta_m import compare
+    from eval.report import write
+    from eval.tables import delta_table
+
+    table = delta_table(scores)
+    rows = compare(table, baseline, common=about["common"], undefined="missing") if table.directions else []
+    report = write(suite, models, scores, table, rows, baseline=baseline, **about)
+    _say("")
+    for row in rows:
+        verdict = f", {row.overall.verdict}" if row.overall and row.overall.error is not None else ""
+        text = "baseline" if row.model == baseline else f"Δm% {row.overall or 'n/a'}{verdict}"
+        _say(f"{row.model}: {text} (metrics: {row.coverage})")
+    for score in scores:
+        if score.error:
+            _say(f"FAILED {score.model}, {score.task}: {score.error}")
+    _say(f"report: {report}")
+
+
+@cache
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval",
+        description="Score models under one protocol, skipping what is scored already, and write the report.\n"
+        "For Δm% of a plain table: python -m eval delta --help",
+        epilog=f"A MODEL is {FORMS}.\nModels given one NAME are repetitions (training seeds).\n\n"
+        "Keys of a recipe (NAME is yours to choose):\n" + keys_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a file, or one of recipes/eval/: quick, real_small")
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="what to score; see below")
+    parser.add_argument("--baseline", metavar="NAME", help="the model that Δm%% is against (default: the first)")
+    parser.add_argument("--out", metavar="DIR", help="scores and report (default: runs/eval/<recipe>)")
+    parser.add_argument("--data-root", metavar="DIR", help="folder of the data sets (default: the recipe's)")
+    parser.add_argument("--device", help="where models run (default: a CUDA device where there is one, else cpu)")
+    parser.add_argument("--common", action="store_true", help="Δm%% over shared metrics where a row is incomplete")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key of the recipe")
+    return parser
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stdout, flush=True)
