@@ -11,6 +11,7 @@ import csv
 import json
 from pathlib import Path
 
+from eval import published
 from eval.delta_m import SIGNS, Estimate, Metric, Row, Table, average_rank, check, compare, mean
 from teachers.errors import UserError
 
@@ -134,7 +135,10 @@ def main(argv: list[str]) -> int:
         "with the baseline, and says which are missing.",
     )
     parser.add_argument("table", help="CSV: model,group,metric,direction,value[,seed]  (or model,group,delta)")
-    parser.add_argument("--baseline", metavar="NAME", help="the model that the others are compared with")
+    parser.add_argument(
+        "--baseline", metavar="NAME",
+        help="the model that the others are compared with, or published:NAME (python -m eval published lists them)",
+    )  # fmt: skip
     parser.add_argument("--common", action="store_true", help="average over shared metrics instead of answering n/a")
     parser.add_argument("--tolerance", type=float, default=0.0, help="values this close share a rank (rounded inputs)")
     parser.add_argument(
@@ -150,12 +154,15 @@ def main(argv: list[str]) -> int:
     else:
         if arguments.baseline is None:
             raise UserError("a Δm% needs its baseline", todo=f"add --baseline NAME, one of {', '.join(table.models)}")
-        rows = compare(table, arguments.baseline, common=arguments.common)
+        baseline, source = arguments.baseline, None
+        if baseline.startswith(published.PREFIX):
+            baseline, source = published.add_published(table, baseline), published.source_of(baseline)
+        rows = compare(table, baseline, common=arguments.common)
         ranks = average_rank(table, arguments.tolerance)
         overall = {row.model: row.overall.mean if row.overall else None for row in rows}
         models = {row.model: row_json(row, ranks[row.model]) for row in rows}
-        answer = {"baseline": arguments.baseline, "models": models}
-        text = _rows_text(table, rows, ranks, arguments.baseline)
+        answer = {"baseline": baseline, **({"source": source} if source else {}), "models": models}
+        text = _rows_text(table, rows, ranks, baseline) + (f"\n\n{baseline} is from {source}" if source else "")
     findings = check(printed, overall)
     if arguments.json:
         print(json.dumps(answer | ({"check": [f._asdict() for f in findings]} if printed else {}), indent=1))
