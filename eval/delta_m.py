@@ -131,14 +131,16 @@ class Row:
 
 
 def relative(value: float, baseline: float, direction: str, where: str = "this metric") -> float:
-    """Δ% of one metric; raises `Undefined`, naming `where`, for a baseline of 0, a NaN or an unknown direction."""
+    """Δ% of one metric; raises `Undefined`, naming `where`, for a baseline ≤ 0, a NaN or an unknown direction."""
     if direction not in SIGNS:
         raise Undefined(f"{where}: unknown direction {direction!r}", expected="higher or lower (is better)")
     if not (math.isfinite(value) and math.isfinite(baseline)):
         raise Undefined(f"{where}: {value} against a baseline of {baseline}", expected="finite numbers")
     if baseline == 0:
         raise Undefined(f"{where}: the baseline is 0, so there is no relative difference", expected="another baseline")
-    return 100.0 * SIGNS[direction] * (value - baseline) / baseline
+    if baseline < 0:  # the quotient would call better what is worse
+        raise Undefined(f"{where}: the baseline is {baseline:g}, below 0", expected="figures that are positive")
+    return 100.0 * SIGNS[direction] * (value - baseline) / baseline + 0.0  # no −0
 
 
 def mean(values: Iterable[float]) -> float:
@@ -159,26 +161,10 @@ def compare(table: Table, baseline: str, *, common: bool = False, undefined: str
 
 
 def _row(table: Table, model: str, baseline: str, common: bool, undefined: str) -> Row:
-    missing: dict[Metric, str] = {}
-    for metric in table.metrics:
-        for name in (model, baseline):
-            if (name, metric) not in table.values:
-                reason = table.absent.get((name, metric), "no score")
-                missing[metric] = reason if name == model else f"the baseline has none ({reason})"
-                break
-    present = [metric for metric in table.metrics if metric not in missing]
-    seeds, unpaired = _shared_seeds(table, model, baseline, present)
-    deltas: dict[Metric, list[float]] = {}  # a value a seed, the same seeds for every metric; or one, where it has none
-    for metric in present:
-        ours, theirs = table.values[model, metric], table.values[baseline, metric]
-        own_seeds = (None,) if None in ours and None in theirs else seeds
-        where, direction = f"{model} against {baseline}, {metric}", table.directions[metric]
-        try:
-            deltas[metric] = [relative(_at(ours, seed), _at(theirs, seed), direction, where) for seed in own_seeds]
-        except Undefined as error:
-            if undefined == "raise":
-                raise
-            missing[metric] = error.what
+    deltas, missing = _deltas(table, model, baseline, undefined)
+    deltas = _paired(deltas)
+    seeds = {seed for cell in deltas.values() for seed in cell} - {None}
+    seen = {seed for metric in deltas for name in (model, baseline) for seed in table.values[name, metric]} - {None}
     noise = {metric: _resampled(table, model, baseline, metric) for metric in deltas}
 
     groups: dict[str, Estimate | None] = {}
@@ -193,29 +179,65 @@ def _row(table: Table, model: str, baseline: str, common: bool, undefined: str) 
         metrics={metric: _pool(deltas, noise, [[metric]]) if metric in deltas else None for metric in table.metrics},
         groups=groups,
         overall=_pool(deltas, noise, chosen) if complete else None,
-        missing={metric: missing[metric] for metric in table.metrics if metric in missing},
-        seeds=tuple(seeds),
-        unpaired=tuple(unpaired),
+        missing=missing,
+        seeds=tuple(sorted(seeds)),
+        unpaired=tuple(sorted(seen - seeds)),
     )
+
+
+def _deltas(
+    table: Table, model: str, baseline: str, undefined: str
+) -> tuple[dict[Metric, dict[Seed, float]], dict[Metric, str]]:
+    """Δ% of every metric that has one, by seed (None: the metric has no seeds), and why the others have none."""
+    deltas: dict[Metric, dict[Seed, float]] = {}
+    missing: dict[Metric, str] = {}
+    for metric in table.metrics:
+        ours, theirs = table.values.get((model, metric)), table.values.get((baseline, metric))
+        if not ours:
+            missing[metric] = table.absent.get((model, metric), "no score")
+        elif not theirs:
+            missing[metric] = f"the baseline has none ({table.absent.get((baseline, metric), 'no score')})"
+        else:
+            where, direction = f"{model} against {baseline}, {metric}", table.directions[metric]
+            try:
+                seeds = _shared_seeds(ours, theirs, where)
+                deltas[metric] = {s: relative(_at(ours, s), _at(theirs, s), direction, where) for s in seeds}
+            except Undefined as error:
+                if undefined == "raise":
+                    raise
+                missing[metric] = error.what
+    return deltas, missing
 
 
 def _at(cell: Mapping[Seed, float], seed: Seed) -> float:
     return cell[None] if None in cell else cell[seed]
 
 
-def _shared_seeds(table: Table, model: str, baseline: str, metrics: Sequence[Metric]) -> tuple[list[str], list[str]]:
-    """The seeds that every seeded cell of both rows has, and those that only some have."""
-    cells = [table.values[name, metric] for metric in metrics for name in (model, baseline)]
-    seeded = [set(cell) for cell in cells if None not in cell]
-    if not seeded:
-        return [], []
-    shared, seen = set.intersection(*seeded), set.union(*seeded)
-    if not shared:
-        raise UserError(
-            f"{model} and {baseline} have no seed in common ({', '.join(sorted(seen))} in all)",
-            expected="the same seeds for every metric of both rows, or no seed where there is one value only",
+def _shared_seeds(ours: Mapping[Seed, float], theirs: Mapping[Seed, float], where: str) -> list[Seed]:
+    """The seeds that both cells of a metric have; a value without a seed stands for every seed."""
+    if None in ours or None in theirs:
+        return sorted({*ours, *theirs} - {None}) or [None]
+    if not set(ours) & set(theirs):
+        raise Undefined(
+            f"{where}: the two have no seed in common ({', '.join(sorted({*ours, *theirs}))} in all)",
+            expected="the same seeds in both rows, or no seed where there is one value only",
         )
-    return sorted(shared), sorted(seen - shared)
+    return sorted(set(ours) & set(theirs))
+
+
+def _paired(deltas: Mapping[Metric, dict[Seed, float]]) -> dict[Metric, dict[Seed, float]]:
+    """Every seeded metric over the same seeds, so that what seeds do to all metrics at once is seen.
+
+    Where fewer than two seeds are common, that would throw away more than it gains: each metric keeps its own.
+    """
+    seeded = [set(cell) for cell in deltas.values() if None not in cell]
+    common = set.intersection(*seeded) if seeded else set()
+    if len(common) < 2:
+        return dict(deltas)
+    return {
+        metric: cell if None in cell else {seed: cell[seed] for seed in cell if seed in common}
+        for metric, cell in deltas.items()
+    }
 
 
 def _resampled(table: Table, model: str, baseline: str, metric: Metric) -> np.ndarray | None:
@@ -229,16 +251,19 @@ def _resampled(table: Table, model: str, baseline: str, metric: Metric) -> np.nd
 
 
 def _pool(
-    deltas: Mapping[Metric, list[float]], noise: Mapping[Metric, np.ndarray | None], groups: list[list[Metric]]
+    deltas: Mapping[Metric, dict[Seed, float]], noise: Mapping[Metric, np.ndarray | None], groups: list[list[Metric]]
 ) -> Estimate:
     """The mean over groups of the mean over metrics; its error is over seeds and over resamples of the test images."""
-    count = max(len(deltas[metric]) for group in groups for metric in group)
-    spread = [[np.broadcast_to(deltas[metric], count) for metric in group] for group in groups]
-    by_seed = np.mean([np.mean(group, axis=0) for group in spread], axis=0)
-    width = max((len(noise[m]) for group in groups for m in group if noise[m] is not None), default=0)
-    zeros = np.zeros(width)
-    shifts = [np.mean([zeros if noise[m] is None else noise[m] for m in group], axis=0) for group in groups]
-    return over_seeds_and_pictures(by_seed, np.mean(shifts, axis=0))
+    together: dict[tuple[Seed, ...], np.ndarray] = {}  # seeds → what the metrics over them contribute, a value a seed
+    shifts = np.zeros(max((len(noise[m]) for group in groups for m in group if noise[m] is not None), default=0))
+    for group in groups:
+        for metric in group:
+            weight, cell = 1 / (len(groups) * len(group)), deltas[metric]
+            seeds = tuple(cell)
+            together[seeds] = together.get(seeds, 0.0) + weight * np.array(list(cell.values()))
+            if noise[metric] is not None:
+                shifts = shifts + weight * noise[metric]
+    return _estimate(list(together.values()), shifts)
 
 
 def over_seeds_and_pictures(by_seed: Sequence[float], resamples: Sequence[float]) -> Estimate:
@@ -246,14 +271,19 @@ def over_seeds_and_pictures(by_seed: Sequence[float], resamples: Sequence[float]
 
     The variance of the seeds' mean and that over the resamples are added; Welch and Satterthwaite's degrees of freedom.
     """
-    count = len(by_seed)
-    seed_variance = float(np.var(by_seed, ddof=1)) / count if count > 1 else 0.0
-    test_variance = float(np.var(resamples, ddof=1)) if len(resamples) else 0.0
-    if count < 2 and not len(resamples):
-        return Estimate(mean(by_seed))
-    total = seed_variance + test_variance
-    freedom = (count - 1) * (total / seed_variance) ** 2 if seed_variance else math.inf
-    return Estimate(mean(by_seed), math.sqrt(total), freedom)
+    return _estimate([np.asarray(by_seed, dtype=float)], np.asarray(resamples, dtype=float))
+
+
+def _estimate(parts: Sequence[np.ndarray], resamples: np.ndarray) -> Estimate:
+    """The sum of parts whose seeds have nothing to do with each other: each is the mean of its values, one a seed."""
+    total = math.fsum(part.mean() for part in parts)
+    repeated = [part for part in parts if len(part) > 1]  # one value says nothing of its error
+    if not repeated and not len(resamples):
+        return Estimate(total)
+    over_seeds = [float(np.var(part, ddof=1)) / len(part) for part in repeated]
+    variance = math.fsum(over_seeds) + (float(np.var(resamples, ddof=1)) if len(resamples) else 0.0)
+    spent = math.fsum(own**2 / (len(part) - 1) for own, part in zip(over_seeds, repeated))
+    return Estimate(total, math.sqrt(variance), variance**2 / spent if spent else math.inf)
 
 
 def average_rank(table: Table, tolerance: float = 0.0) -> dict[str, float | None]:
