@@ -54,6 +54,12 @@ def device_of(encoder: Encoder) -> torch.device:
     return torch.device("cpu") if weight is None else weight.device
 
 
+def device_name(encoder: Encoder) -> str:
+    """The device in words, for a score: `cpu`, or `cuda: ` and the card's name."""
+    device = device_of(encoder)
+    return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+
+
 def everything(encoder: Encoder, images: Tensor) -> dict[str, Features]:
     """One forward pass → the backbone's features, and every head's where there are heads."""
     if hasattr(encoder, "everything"):

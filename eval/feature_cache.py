@@ -10,6 +10,7 @@ Shapes: N pictures; a summary part is N×D, a spatial part N×D×h×w, fp32 when
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +30,7 @@ from teachers.features import Encoder, Size
 
 CHUNK = 256  # pictures a file
 IN_MEMORY = 2 << 30  # bytes of one part up to which it is read as a whole
+ABANDONED = 24 * 3600  # seconds after which an unfinished file is nobody's
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SUMMARY, SPATIAL = "summary", "spatial"
 
@@ -185,13 +187,21 @@ class FeatureCache:
         bad = ~outputs[name].flatten(1).isfinite().all(dim=1)
         if bad.any():
             first = start + int(bad.nonzero()[0])
-            raise UserError(f"{encoder.name}: {name} of picture {first} of {view.split} holds NaN or infinity")
+            raise UserError(
+                f"{encoder.name}: {name} of picture {first} of {view.split} holds NaN or infinity",
+                expected="finite features of every picture",
+                todo="look at the model's weights" + ("" if self.dtype == "fp32" else "; --set precision=fp32 may do"),
+            )
         return outputs[name].to("cpu", DTYPES[self.dtype])
 
     def _save(self, file: Path, tensor: Tensor) -> None:
         from safetensors.torch import save_file
 
         file.parent.mkdir(parents=True, exist_ok=True)
+        for left in file.parent.glob(".*.tmp"):  # by a process that was killed; a younger one may still be writing
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > ABANDONED:
+                    left.unlink()
         temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         save_file({"x": tensor.contiguous()}, temporary, metadata={"crc32": checksum_of({"x": tensor})})
         os.replace(temporary, file)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
+import platform
 import re
 import time
 from collections.abc import Iterable
@@ -22,7 +24,10 @@ from radio_distill.documents import Section
 from teachers.errors import UserError
 
 FORMAT = 1
-PACKAGES = ("torch", "torchvision", "torchmetrics", "timm", "open_clip_torch", "numpy", "scikit-learn")
+PACKAGES = (
+    "torch", "torchvision", "torchmetrics", "timm", "open_clip_torch", "transformers", "numpy", "scipy", "scikit-learn",
+    "scikit-image", "pycocotools", "pillow",
+)  # fmt: skip
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -94,12 +99,19 @@ def score_file(folder: Path, model: str, identity: str, task: str, seed: int) ->
 def save(score: Score, file: Path) -> None:
     """Write a score; one with another key that stood there is kept beside it, as `.before-DATE`."""
     if file.exists() and (old := load(file)).key != score.key and old.done:
-        os.replace(file, file.with_name(f"{file.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"))
+        os.replace(file, _kept(file))
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     text = re.sub(r"\[\n[-\d.,\se+]*\]", lambda found: " ".join(found[0].split()), score.model_dump_json(indent=1))
     temporary.write_text(text + "\n", encoding="utf-8")  # lists of numbers on one line
     os.replace(temporary, file)
+
+
+def _kept(file: Path) -> Path:
+    """A name that no file has for what stands at `file`: two changes may fall in one second."""
+    plain = f"{file.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (plain if number == 1 else f"{plain}-{number}" for number in itertools.count(1))
+    return next(kept for kept in map(file.with_name, names) if not kept.exists())
 
 
 def load(file: Path) -> Score:
@@ -144,9 +156,9 @@ def show(value: float, unit: str) -> str:
     return f"{value:.1f}%" if unit == "%" else f"{value:.3f}{unit}"
 
 
-def libraries() -> dict[str, str]:
-    """Versions that figures can depend on."""
-    found = {}
+def libraries(device: str = "cpu") -> dict[str, str]:
+    """What figures can depend on besides the code: versions of packages and of Python, the machine, the device."""
+    found = {"python": platform.python_version(), "platform": platform.platform(), "device": device}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

@@ -12,7 +12,7 @@ from typing import Any
 from eval.config import EvalRecipe
 from eval.datasets import DATASETS
 from eval.datasets.split import Split
-from eval.encoders import Model
+from eval.encoders import Model, device_name
 from eval.examples import save_examples
 from eval.feature_cache import FeatureCache
 from eval.scores import Score, libraries, load, save, score_file, score_key, show
@@ -84,22 +84,27 @@ class Suite:
         config = self.recipe.datasets[cell.settings.data].model_dump(mode="json", exclude={"path", "get", "expect"})
         try:
             parts = [self.split(cell.settings.data, part).identity for part in cell.module.SPLITS]
-        except UserError:
+        except Exception:  # whatever a reader meets: `score` meets it again and records it
             return "absent"
         return "+".join([*parts, identity_of({}, sorted(config.items()))])
 
     def key(self, cell: Cell) -> str:
-        settings = figures_settings(cell.settings)
+        settings = self.settings(cell)
         data = self.data_identity(cell)
         identities = [cell.model.identity, *self.partners(cell)]
         return score_key(identities, cell.task, cell.module.VERSION, settings, data, cell.seed)
+
+    def settings(self, cell: Cell) -> dict[str, Any]:
+        """All that figures depend on and that a recipe says: the task's settings, and a precision that is not full."""
+        precise = self.recipe.precision == "fp32"
+        return figures_settings(cell.settings) | ({} if precise else {"precision": self.recipe.precision})
 
     def partners(self, cell: Cell) -> list[str]:
         """Identities of the other encoders that the figures depend on."""
         try:
             return [encoder.identity for encoder in cell.module.partners(self.context(cell))]
-        except (NotApplicable, UserError):
-            return []  # nothing can be scored: `score` records why
+        except Exception:  # nothing can be scored: `score` records why
+            return []
 
     def found(self, cell: Cell) -> Score | None:
         """The score that stands there already, perhaps under another name of the model, and is no failure."""
@@ -134,8 +139,8 @@ class Suite:
             context = self.context(cell)
             for encoder, part, output in cell.module.parts(context):
                 self.features.want(encoder, context.view(part, encoder), [output])
-        except (NotApplicable, UserError):
-            pass  # `score` meets it again and records it
+        except Exception:  # `score` meets it again and records it
+            pass
 
     def score(self, cell: Cell) -> Score:
         """Run one cell and write its file, whatever comes of it."""
@@ -159,10 +164,10 @@ class Suite:
             partners=self.partners(cell), task=cell.task, kind=cell.settings.task,
             group=cell.module.GROUP, counts=cell.module.COUNTS, protocol=cell.module.VERSION,
             data=cell.settings.data, data_identity=self.data_identity(cell),
-            settings=figures_settings(cell.settings),
+            settings=self.settings(cell),
             seed=cell.seed, seeded=cell.module.SEEDED, metrics=metrics, facts=facts, not_applicable=reason,
-            error=failure, commit=self.commit, libraries=libraries(), date=time.strftime("%Y-%m-%d %H:%M:%S"),
-            seconds=round(time.monotonic() - begun, 2),
+            error=failure, commit=self.commit, libraries=libraries(device_name(cell.model.encoder)),
+            date=time.strftime("%Y-%m-%d %H:%M:%S"), seconds=round(time.monotonic() - begun, 2),
         )  # fmt: skip
         save(score, cell.file)
         save_examples(examples, cell.file)
