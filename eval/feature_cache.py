@@ -130,7 +130,7 @@ class FeatureCache:
             if names:
                 absent[number] = names
         if any(part in names for names in absent.values()):
-            self._extract(encoder, view, home, absent)
+            self._extract(encoder, view, home, absent, part)
         return Stored([home / part / f"{number:05d}.safetensors" for number in range(len(starts))], view.split.count)
 
     def _is_sound(self, file: Path, rows: int) -> bool:
@@ -148,18 +148,27 @@ class FeatureCache:
             self.say(f"cache: {file} is damaged; it is made again")
         return sound
 
-    def _extract(self, encoder: Encoder, view: View, home: Path, absent: dict[int, list[str]]) -> None:
+    def _extract(self, encoder: Encoder, view: View, home: Path, absent: dict[int, list[str]], wanted: str) -> None:
+        """Write what is absent; what is wrong with a part other than `wanted` is for those to hear who ask for it."""
+        spoilt: set[str] = set()
         begun, done = time.monotonic(), 0
         total = sum(min(CHUNK, view.split.count - number * CHUNK) for number in absent)
         title = f"features  {encoder.name}  {view.split} at {view.size[0]}×{view.size[1]}"
         for number, names in absent.items():
+            names = [name for name in names if name not in spoilt]
             rows: dict[str, list[Tensor]] = {name: [] for name in names}
             last = min((number + 1) * CHUNK, view.split.count)
             for start in range(number * CHUNK, last, self.batch):
                 indices = range(start, min(start + self.batch, last))
                 outputs = self._forward(encoder, torch.stack([view.image(index) for index in indices]))
-                for name in names:
-                    rows[name].append(self._checked(outputs, name, encoder, view, start))
+                for name in list(names):
+                    try:
+                        rows[name].append(self._checked(outputs, name, encoder, view, start))
+                    except UserError:
+                        if name == wanted:
+                            raise
+                        spoilt.add(name)
+                        names.remove(name)
                 done += len(indices)
                 spent = time.monotonic() - begun
                 if done < total and spent > 5 and start % (4 * self.batch) == 0:
