@@ -11,6 +11,7 @@ COMMANDS = {  # first word → the module with its `main(argv)`; anything else i
     "delta": "eval.delta_table",  # Δm% of a plain table; needs no torch
     "published": "eval.published_command",  # published figures, and whether their Δm% follow; needs no torch
     "data": "eval.data_command",  # which data sets of a recipe are there
+    "protocols": "eval.protocols",  # what every task does and every data set looks like
 }
 
 
