@@ -87,6 +87,8 @@ class PublishedTable(Section):
         odd += sorted({name for cells in self.uncertain.values() for name in cells} - set(names))
         if odd:
             raise ValueError(f"neither a row nor a column of the table: {', '.join(odd)}")
+        if self.relative and self.delta is None:
+            raise ValueError("its figures are Δ%, but there is no delta that names their baseline")
         return self
 
     def row(self, model: str) -> dict[Metric, float]:
@@ -110,6 +112,9 @@ class Published(Section):
         lost = sorted({table.source for table in value.values()} - set(info.data.get("sources", {})))
         if lost:
             raise ValueError(f"no source is named {', '.join(lost)}")
+        lost = sorted({table.certainty for table in value.values()} - set(info.data.get("certainty", {})))
+        if lost:
+            raise ValueError(f"the legend does not say what {', '.join(lost)} means")
         return value
 
     def source(self, table: str) -> str:

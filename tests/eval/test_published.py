@@ -104,6 +104,7 @@ def changed(**change) -> dict:
         ({"models": {"Single-task": [1.0]}}, "Single-task has 1 figures, the table 4 columns"),
         ({"delta": {"baseline": "Single", "decimals": 2, "printed": {}}}, "neither a row nor a column.*Single"),
         ({"certainty": "rumour"}, "certainty"),
+        ({"relative": True, "delta": None}, "no delta that names their baseline"),
         ({"uncertain": {"SAK": {"mIoU": "paper"}}}, "neither a row nor a column of the table: mIoU"),
     ],
 )
@@ -114,6 +115,11 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path, change, complaint):
         load(file)
     file.write_text(json.dumps(changed()))
     assert isinstance(load(file), Published)
+    document = changed()
+    document["certainty"].pop("released")
+    file.write_text(json.dumps(document))
+    with pytest.raises(UserError, match="the legend does not say what released means"):
+        load(file)
     file.write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         load(file)
