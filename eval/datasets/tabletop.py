@@ -5,17 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from eval.datasets.split import Instances, Question, Split
+from eval.datasets.cameras import Camera, world_points
+from eval.datasets.lazy import Lazy
+from eval.datasets.split import Instances, KeypointPair, Question, Split, ViewPair
 from radio_distill.documents import Section
 from radio_distill.recipe import SizeKey
 from teachers.features import Size, identity_of
+
+if TYPE_CHECKING:
+    from eval.tabletop.pairs import Sight
+    from eval.tabletop.trace import Thing
 
 
 class Config(Section):
@@ -46,7 +52,8 @@ class _Sample:
     normals: Tensor  # float16 3×H×W
     boxes: Tensor  # n×4
     kinds: Tensor  # n
-    camera: tuple[np.ndarray, np.ndarray, np.ndarray]  # intrinsics, rotation, position
+    main: Thing
+    camera: Camera
 
     def points(self) -> Tensor:
         """World coordinates of what stands on the table, 3×H×W metres, NaN elsewhere."""
@@ -61,14 +68,11 @@ class _Sample:
             masks=lambda: self.instances == (seen + 1)[:, None, None], crowd=torch.zeros(len(seen), dtype=torch.bool),
         )  # fmt: skip
 
+    def sight(self) -> Sight:
+        """The main thing, for pairs with keypoints."""
+        from eval.tabletop.pairs import Sight
 
-def world_points(depth: Tensor, camera: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Tensor:
-    """Depth H×W and (intrinsics, rotation, position) → world coordinates of each pixel's centre, 3×H×W."""
-    intrinsics, rotation, position = (torch.from_numpy(np.asarray(part, np.float64)) for part in camera)
-    y, x = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) + 0.5 for side in depth.shape), indexing="ij")
-    rays = torch.linalg.inv(intrinsics) @ torch.stack([x, y, torch.ones_like(x)]).flatten(1)
-    points = rotation.T @ (rays * depth.double().flatten()) + position[:, None]
-    return points.unflatten(1, depth.shape).float()
+        return Sight(self.main, self.instances == 1, self.depth, self.camera)
 
 
 @cache
@@ -89,8 +93,25 @@ def _sample(seed: int, part: str, index: int, size: Size, view: int = 0) -> _Sam
         instances=tensor(scene.instances, np.uint8), boundaries=tensor(scene.boundaries, np.uint8),
         depth=tensor(scene.depth, np.float32), normals=tensor(scene.normals.transpose(2, 0, 1), np.float16),
         boxes=tensor(scene.boxes, np.int64), kinds=torch.tensor([KINDS.index(thing.kind) for thing in scene.things]),
-        camera=(scene.intrinsics, scene.rotation, scene.position),
+        main=scene.things[0], camera=Camera.of(scene.intrinsics, scene.rotation, scene.position),
     )  # fmt: skip
+
+
+@cache
+def _view_pairs(seed: int, part: str, scenes: int, size: Size, views: int) -> list[ViewPair]:
+    from eval.tabletop.pairs import view_pairs
+
+    return view_pairs(lambda i: _sample(seed, part, i // views, size, i % views).camera.rotation, scenes, views)
+
+
+@cache
+def _keypoint_pairs(seed: int, part: str, scenes: int, size: Size, views: int) -> list[KeypointPair]:
+    from eval.tabletop.kinds import KINDS
+    from eval.tabletop.pairs import keypoint_pairs
+
+    samples = [_sample(seed, part, i // views, size, i % views) for i in range(scenes * views)]
+    kinds = [KINDS[sample.label] for sample in samples]
+    return keypoint_pairs(lambda i: samples[i].sight(), kinds, views, seed, part)
 
 
 def _identity(config: Config, part: str, count: int) -> str:
@@ -107,7 +128,8 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
     def sample(index: int) -> _Sample:
         return _sample(config.seed, part, index // config.views, config.size, index % config.views)
 
-    count = (config.train if part == "train" else config.val) * config.views
+    scenes = config.train if part == "train" else config.val
+    count, which = scenes * config.views, (config.seed, part, scenes, config.size, config.views)
     return Split(
         data=name, part=part, count=count,
         source=f"rendered, seed {config.seed}, {config.size[0]}×{config.size[1]} px", shape=config.size,
@@ -120,6 +142,8 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
         boundary=lambda index: sample(index).boundaries.long(),
         depth=lambda index: sample(index).depth, normals=lambda index: sample(index).normals.float(),
         points=lambda index: sample(index).points(), instances=lambda index: sample(index).things(),
+        view_pairs=Lazy(lambda: _view_pairs(*which)) if config.views > 1 else None,
+        keypoint_pairs=Lazy(lambda: _keypoint_pairs(*which)),
         class_names=KINDS, mask_names=SEMANTIC_NAMES, part_names=PART_NAMES, thing_names=KINDS,
         prompts=class_prompts(),
     )  # fmt: skip
