@@ -1,6 +1,6 @@
 """Tasks: frozen features → figures, each under a protocol with a version."""
 
-from eval.tasks import knn, linear, match, retrieval, segmentation, zero_shot
+from eval.tasks import correspondence, keypoints, knn, linear, match, retrieval, segmentation, zero_shot
 
 TASKS = {  # name → a module as `task.py` describes it
     "knn": knn,
@@ -8,5 +8,7 @@ TASKS = {  # name → a module as `task.py` describes it
     "zero_shot": zero_shot,
     "retrieval": retrieval,
     "segmentation": segmentation,
+    "correspondence": correspondence,
+    "keypoints": keypoints,
     "match": match,
 }
