@@ -1,8 +1,8 @@
 """Rendered scenes → pairs of views of one scene, and pairs of things of one kind with points that mean the same.
 
 A keypoint is a point of a thing's own frame. Its counterparts on another thing of the kind are that point under each
-turn that brings the kind onto itself, projected into the other picture and kept where they are seen: exact to the
-camera, not to a pixel.
+turn that brings the kind onto itself, projected into the other picture and kept where they are seen: exact, not to a
+pixel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TURNS = {"cube": 4, "pyramid": 4, "rocket": 4, "dumbbell": 2, "snowman": 1}  # k
 KEYPOINTS = 8  # of a pair, at most
 FEWEST = 4  # pairs that share fewer are left out
 PER_KIND = 40  # pairs of each kind, at most
-HIDDEN = 0.004  # metres behind what the picture shows, from which a point counts as hidden
+NEAR = 0.004  # metres between a point's depth and what its pixel shows: it is seen, not hidden, nor on an edge
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +44,13 @@ class Sight:
         return (points - position) @ turn / self.thing.scale, inner.nonzero().flip(1) + 0.5
 
     def find(self, own: Tensor) -> Tensor:
-        """Points ...×3 of the thing's own frame → where they are seen, ...×2 (x, y in pixels), NaN where hidden."""
+        """Points ...×3 of the thing's own frame → where they are seen, ...×2 (x, y in pixels), else NaN."""
         turn, position = (torch.from_numpy(part).double() for part in (self.thing.rotation, self.thing.position))
         places, depth = self.camera.project(own * self.thing.scale @ turn.T + position)
         height, width = self.mask.shape
         within = (places >= 0).all(dim=-1) & (places[..., 0] < width) & (places[..., 1] < height)
         x, y = places.where(within[..., None], 0).long().unbind(dim=-1)
-        seen = within & self.mask[y, x] & (depth - self.depth[y, x] < HIDDEN)
+        seen = within & self.mask[y, x] & ((depth - self.depth[y, x]).abs() < NEAR)
         return places.where(seen[..., None], torch.nan).float()
 
     @property
