@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-import torch
-from PIL import Image
 from pydantic import Field
-from torch import Tensor
 
-from eval.datasets.split import IGNORE, Split, choose, files_identity, find_root, list_images, read_image
+from eval.datasets.label_masks import masked_split
+from eval.datasets.split import IGNORE, Split, find_root, list_images
 from radio_distill.documents import Section
 from teachers.errors import UserError
 
@@ -25,7 +22,9 @@ class Config(Section):
     path: str = Field(description="its folder, below data_root")
     classes: Annotated[int, Field(ge=2, le=255)] = Field(description="number of classes that count")
     reduce_zero_label: bool = Field(False, description="0 = unlabelled, classes from 1 (ADE20K); else classes from 0")
-    ignore: list[int] = Field([255], description="label numbers in the files that count for nothing")
+    ignore: list[Annotated[int, Field(ge=0)]] = Field(
+        [255], description="label numbers in the files that count for nothing"
+    )
     names: list[str] | None = Field(None, description="the classes in words")
     train: str = Field("training", description="sub-folder of the training pictures")
     val: str = Field("validation", description="sub-folder of the test pictures")
@@ -45,44 +44,13 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
     images = list_images(root / "images" / folder)
     if not images:
         raise UserError(f"{root / 'images' / folder} holds no picture", expected=LAYOUT)
-    limit = config.train_limit if part == "train" else config.val_limit
-    images = [images[index] for index in choose(len(images), limit, name, part)]
-    masks = [root / "annotations" / folder / f"{image.stem}.png" for image in images]
-    absent = [mask for mask in masks if not mask.is_file()]
-    if absent:
-        raise UserError(f"{len(absent)} pictures have no mask; the first: {absent[0]} is not there", expected=LAYOUT)
-    return Split(
-        data=name, part=part, count=len(images), source=f"{root} ({folder})", identity=files_identity(images, root),
-        image=lambda index: read_image(images[index]), mask=lambda index: _read(masks[index], images[index], config),
-        mask_names=tuple(config.names or map(str, range(config.classes))),
+    first = int(config.reduce_zero_label)
+    meaning = {number + first: number for number in range(config.classes)} | dict.fromkeys(config.ignore, IGNORE)
+    if config.reduce_zero_label:
+        meaning[0] = IGNORE
+    return masked_split(
+        name, part, root, [(image, root / "annotations" / folder / f"{image.stem}.png") for image in images],
+        config.train_limit if part == "train" else config.val_limit,
+        meaning=meaning, classes=config.names or [str(number) for number in range(config.classes)],
+        expected=f"{config.classes} classes from {first}, or one of ignore {config.ignore}", layout=LAYOUT,
     )  # fmt: skip
-
-
-def _read(path: Path, image: Path, config: Config) -> Tensor:
-    """A mask file as labels 0 … classes − 1, and `IGNORE`."""
-    try:
-        with Image.open(path) as file:
-            raw = np.array(file)
-            expected_size = _size_of(image)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be decoded: {error}", todo="replace the file") from None
-    if raw.ndim != 2:
-        raise UserError(f"{path} has {raw.shape[-1]} channels", expected="one channel of label numbers")
-    if raw.shape != expected_size:
-        raise UserError(f"{path} is {raw.shape[0]}×{raw.shape[1]}, its picture {expected_size[0]}×{expected_size[1]}")
-    labels = torch.from_numpy(raw.astype(np.int64))
-    ignored = torch.isin(labels, torch.tensor(config.ignore)) | (labels == 0 if config.reduce_zero_label else False)
-    labels = labels - 1 if config.reduce_zero_label else labels
-    wrong = labels[~ignored & ((labels < 0) | (labels >= config.classes))]
-    if wrong.numel():
-        number = int(wrong[0]) + config.reduce_zero_label
-        raise UserError(
-            f"{path} holds the label {number}",
-            expected=f"{config.classes} classes from {int(config.reduce_zero_label)}, or one of ignore {config.ignore}",
-        )
-    return labels.masked_fill(ignored, IGNORE)
-
-
-def _size_of(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.height, image.width
