@@ -27,7 +27,7 @@ from teachers.errors import UserError
 from teachers.features import Size
 from teachers.seeding import numpy_rng, torch_rng
 
-# Bilinear needs no training but a downsampler: the best of these Gaussians (σ in low-resolution cells) is taken.
+# What needs no training has no downsampler either: the best of these Gaussians (σ in low-resolution cells) is taken.
 SIGMAS = (0.2, 0.3, 0.4, 0.55, 0.75, 1.0)
 RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap
 
@@ -39,7 +39,10 @@ def fixed_views(config: ViewsConfig, first: int, count: int, size: Size) -> View
 
 
 class Fidelity:
-    """Gathers, a picture, the errors of a trained model and of bilinear upsampling of the same maps."""
+    """Gathers, a picture, the errors of a trained model and of bilinear upsampling of the same maps.
+
+    A model without a downsampler (None) is judged by the best Gaussian, as bilinear is.
+    """
 
     def __init__(self, model: Consistency):
         self.model = model
@@ -58,18 +61,21 @@ class Fidelity:
         plain = {"bilinear_raw": sight.low}
         plain["bilinear"] = sight.low if model.adapter.bias is None else model.adapter.bias(sight.low)
         plain = {name: enlarge(low.float(), model.config.factor) for name, low in plain.items()}
+        if model.downsampler is None:
+            plain |= {"fidelity": sharp, "fidelity_raw": sharp}
         cells, errors = torch.zeros(len(sight.image)), {}
         for j, to_base in enumerate(sight.to_base):
             valid = fully_inside(to_base, size)
             cells += valid.sum((1, 2, 3)).cpu()
-            raw, target = sight.targets[j], model.target(sight, j)
-            guess = model.predict(sharp, sight, j)
-            found = {"fidelity": _error(guess, target, valid), "fidelity_raw": _error(guess, raw, valid)}
-            for name, low in plain.items():
-                seen = warp(low, look_up(to_base, tuple(low.shape[-2:])))
+            raw, target, found = sight.targets[j], model.target(sight, j), {}
+            if model.downsampler is not None:
+                guess = model.predict(sharp, sight, j)
+                found = {"fidelity": _error(guess, target, valid), "fidelity_raw": _error(guess, raw, valid)}
+            for name, fine in plain.items():
+                seen = warp(fine, look_up(to_base, tuple(fine.shape[-2:])))
                 for sigma in SIGMAS:
                     blurred = _blurred(seen, sigma, model.config.factor)
-                    found[f"{name} {sigma}"] = _error(blurred, raw if name == "bilinear_raw" else target, valid)
+                    found[f"{name} {sigma}"] = _error(blurred, raw if name.endswith("_raw") else target, valid)
             errors = {name: errors.get(name, 0) + error for name, error in found.items()}
         self.cells.append(cells.double())
         for name, error in errors.items():
@@ -77,7 +83,7 @@ class Fidelity:
 
     def sums(self) -> dict[str, np.ndarray]:
         """N numbers a picture: `cells`, and the squared errors of `fidelity`, `fidelity_raw`, `bilinear` and
-        `bilinear_raw` (each of these two by its best Gaussian over all pictures)."""
+        `bilinear_raw` (what has no downsampler by its best Gaussian over all pictures)."""
         errors = {name: torch.cat(batches).numpy() for name, batches in self.errors.items()}
         bad = [name for name, error in errors.items() if not np.isfinite(error).all()]
         if bad:
@@ -86,9 +92,10 @@ class Fidelity:
                 expected="finite features of the teacher, and finite weights of the sharpener",
                 todo="look at the training's curves; for a teacher in fp16 try the option dtype=fp32",
             )
-        for name in ("bilinear", "bilinear_raw"):
-            gaussians = [errors.pop(f"{name} {sigma}") for sigma in SIGMAS]
-            errors[name] = min(gaussians, key=lambda error: error.sum())
+        for name in ("bilinear", "bilinear_raw", "fidelity", "fidelity_raw"):
+            if name not in errors:
+                gaussians = [errors.pop(f"{name} {sigma}") for sigma in SIGMAS]
+                errors[name] = min(gaussians, key=lambda error: error.sum())
         return {"cells": torch.cat(self.cells).numpy(), **errors}
 
     def result(self) -> dict[str, float]:

@@ -34,6 +34,7 @@ class Sharpener(Encoder):
         super().__init__()
         self.config, self.factor = config, config.factor
         self.encoder = encoder
+        self.folder: Path | None = None  # where `load` found it
         self.adapter = adapter or Adapter(config, encoder)
         limit(self.adapter, config.memory_budget)
         self.name = f"{encoder.name} {config.upsampler} {config.factor}x"
@@ -113,7 +114,9 @@ def check_finite(maps: Tensor, name: str) -> None:
 def load(folder: Path | str, encoder: Encoder) -> Sharpener:
     """The sharpener kept in `folder`, around `encoder`, which must be the teacher it was trained for."""
     adapter, config = adapters.load(folder, encoder)
-    return Sharpener(encoder, config, adapter)
+    sharpener = Sharpener(encoder, config, adapter)
+    sharpener.folder = Path(folder)
+    return sharpener
 
 
 def build(spec: str | Path, encoder: Encoder, factor: int = 2, device: torch.device | str = "cpu") -> Sharpener:

@@ -1,6 +1,6 @@
 """Tasks: frozen features → figures, each under a protocol with a version."""
 
-from eval.tasks import correspondence, keypoints, knn, linear, match, retrieval, segmentation, zero_shot
+from eval.tasks import correspondence, fidelity, keypoints, knn, linear, match, retrieval, segmentation, zero_shot
 
 TASKS = {  # name → a module as `task.py` describes it
     "knn": knn,
@@ -11,4 +11,5 @@ TASKS = {  # name → a module as `task.py` describes it
     "correspondence": correspondence,
     "keypoints": keypoints,
     "match": match,
+    "fidelity": fidelity,
 }

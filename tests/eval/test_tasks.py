@@ -227,6 +227,7 @@ def test_match_of_the_teacher_itself_is_zero_and_of_the_best_constant_one(world)
     assert metrics["summary error a"].value == pytest.approx(0, abs=1e-6)
     assert metrics["feature error b"].value == pytest.approx(1, abs=1e-5) and metrics["feature error b"].chance == 1
     assert metrics["summary error b"].value == pytest.approx(metrics["summary error b"].chance, abs=1e-5)
+    assert metrics["feature cosine a"].value == pytest.approx(1, abs=1e-6)
     assert not any(metric.counts for metric in metrics.values())
 
 
@@ -252,6 +253,39 @@ def test_match_resizes_the_students_map_to_the_teachers_grid(world):
     result = world.run(student, "match")
     assert result.facts["teacher sizes"] == {"a": [32, 32]}
     assert 0 < result.metrics["feature error a"].value < 1
+
+
+def test_feature_cosine_agrees_with_torch_and_its_chance_is_the_best_constants(world):
+    teacher, head, noise = Noise("teacher", CLASSES), Noise("head", CLASSES), Noise("more", CLASSES)
+    teacher.see = lambda pixels: Features(noise.see(pixels).summary, noise.see(pixels).spatial + 0.5)  # about no zero
+    result = world.run(Student({"a": (head, teacher)}), "match")
+    images = torch.stack([world.val.image(i) for i in range(world.val.count)]).float()
+    ours, theirs = head.see(images).spatial, teacher.see(images).spatial
+    cosine, error = result.metrics["feature cosine a"], (ours - theirs).square().mean(dim=(0, 2, 3))
+    assert cosine.value == pytest.approx(float(F.cosine_similarity(ours, theirs).mean()), abs=1e-5)
+    assert cosine.direction == "higher" and not cosine.counts
+    cells = F.normalize(theirs).movedim(1, -1).flatten(0, -2).double()
+    tried = [float(F.cosine_similarity(cells, direction[None].double()).mean()) for direction in torch.randn(
+        2000, CLASSES, generator=torch_rng("directions"))]  # fmt: skip
+    assert max(tried) <= cosine.chance + 1e-9 and cosine.chance < max(tried) + 0.01
+    assert result.facts["channel errors"]["a"]["MSE"] == pytest.approx(float(error.mean()), rel=1e-5)
+    deviation = float(error.var(correction=0)) ** 0.5
+    assert result.facts["channel errors"]["a"]["deviation over channels"] == pytest.approx(deviation, rel=1e-3)
+
+
+def test_rank_me_is_e_to_the_entropy_of_the_singular_values(world):
+    summaries = torch.randn(40, 6, generator=torch_rng("rank"), dtype=torch.float64)
+    summaries[:, 3:] = summaries[:, :3] * 0.5  # three directions, whatever the width
+    squares = np.linalg.eigvalsh((summaries.T @ summaries).numpy()).clip(0) ** 0.5
+    shares = squares / squares.sum()
+    entropy = -sum(p * np.log(p) for p in shares if p > 1e-6)
+    assert match.rank_me(summaries) == pytest.approx(np.exp(entropy), rel=1e-4) and match.rank_me(summaries) < 3
+    assert match.rank_me(torch.eye(5)) == pytest.approx(5)
+    assert match.rank_me(torch.ones(7, 3)) == pytest.approx(1) and match.rank_me(torch.zeros(7, 3)) == 1
+    found = world.run(Student({"a": (Truth("head"), Truth("teacher"))}), "match").metrics["RankMe"]
+    images = torch.stack([world.val.image(i) for i in range(world.val.count)]).float()
+    assert found.value == pytest.approx(match.rank_me(Truth().see(images).summary))
+    assert found.direction == "higher" and found.chance == 1 and found.n == 48 and not found.counts
 
 
 def test_figures_that_depend_on_a_teacher_say_so(world):
