@@ -34,7 +34,7 @@ def open_split(root: Path, part: str = "val", **config) -> Split:
 def test_coco_names_folders_and_has_a_rest(tmp_path):
     write(
         tmp_path / "set", "dataset_coco.json", "",
-        entry("COCO_val2014_000000391895.jpg", "test", "A man.", "A man on\na bike. ", filepath="val2014", cocoid=391895),
+        entry("COCO_val2014_000000391895.jpg", "test", "A man.", "A man on\na bike. ", filepath="val2014"),
         entry("COCO_val2014_000000522418.jpg", "restval", "A cake.", filepath="val2014"),
         entry("COCO_train2014_000000057870.jpg", "train", "A table.", filepath="train2014"),
         entry("COCO_val2014_000000184613.jpg", "val", "A cow.", filepath="val2014"),
