@@ -1,6 +1,17 @@
 """Data sets in their standard layouts → `Split`s, found through one `data_root`."""
 
-from eval.datasets import cityscapes, coco_captions, coco_instances, image_folder, karpathy, masks, tabletop, voc
+from eval.datasets import (
+    cityscapes,
+    coco_captions,
+    coco_instances,
+    gqa,
+    image_folder,
+    karpathy,
+    masks,
+    tabletop,
+    voc,
+    vqa,
+)
 
 DATASETS = {  # kind → a module with `Config` and `open_split(name, config, data_root, part)`
     "tabletop": tabletop,
@@ -11,4 +22,6 @@ DATASETS = {  # kind → a module with `Config` and `open_split(name, config, da
     "masks": masks,
     "voc": voc,
     "cityscapes": cityscapes,
+    "vqa": vqa,
+    "gqa": gqa,
 }
