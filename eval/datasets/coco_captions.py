@@ -42,5 +42,6 @@ def _pairs(document: Any) -> list[tuple[str, list[str]]]:
     names = {image["id"]: image["file_name"] for image in document["images"]}
     captions: dict[int, list[str]] = {}
     for note in sorted(document["annotations"], key=lambda note: note["id"]):
-        captions.setdefault(note["image_id"], []).append(" ".join(note["caption"].split()))
+        if words := note["caption"].split():  # a blank one says nothing
+            captions.setdefault(note["image_id"], []).append(" ".join(words))
     return [(names[key], captions[key]) for key in sorted(captions)]

@@ -10,9 +10,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from eval.datasets.split import Split
 from eval.resampling import metric, percentage
 from eval.tasks.task import Context, Need, Result, TaskSettings
 from eval.tasks.zero_shot import partners, text_head
+from teachers.errors import UserError
 
 __all__ = ["partners"]  # as zero-shot's
 
@@ -46,10 +48,10 @@ def parts(ctx: Context) -> list[Need]:
 
 def run(ctx: Context) -> Result:
     val = ctx.split("val")
-    captions = val.truth("captions")
+    captions = captions_of(val)
     name, head = text_head(ctx)
     texts: dict[str, int] = {}
-    owned = [sorted({texts.setdefault(text, len(texts)) for text in captions(index)}) for index in range(val.count)]
+    owned = [sorted({texts.setdefault(text, len(texts)) for text in own}) for own in captions]
     words = list(texts)
     blocks = [words[start : start + TEXTS_AT_ONCE] for start in range(0, len(words), TEXTS_AT_ONCE)]
     embedded = torch.cat([head.encode_text(block).cpu() for block in blocks])
@@ -74,6 +76,16 @@ def run(ctx: Context) -> Result:
             direction="higher", unit="%", n=int(pairs.sum()), chance=chance(belongs.T, k, asked=belongs.sum(dim=0)),
         )  # fmt: skip
     return Result(metrics, {"head": name, "texts": len(words)})
+
+
+def captions_of(split: Split) -> list[list[str]]:
+    """Every picture's captions; raises `UserError` where one has none or a blank one: nothing could be found by it."""
+    captions = [split.truth("captions")(index) for index in range(split.count)]
+    for index, own in enumerate(captions):
+        if not own or not all(caption.strip() for caption in own):
+            what = "has a blank caption" if own else "has no caption"
+            raise UserError(f"picture {index} of {split} {what}", expected="at least one caption a picture, with words")
+    return captions
 
 
 def ranks(queries: Tensor, candidates: Tensor, right: Tensor) -> Tensor:

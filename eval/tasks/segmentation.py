@@ -58,7 +58,9 @@ def run(ctx: Context) -> Result:
     frequent = frequent_class(labels, classes, train_split)
     probe = fit(ctx.features("train", "backbone.spatial"), labels, classes, ctx.settings, ctx.seed, ctx.device)
     confusions, examples = predict(probe, ctx.features("val", "backbone.spatial"), val, classes)
-    facts = {"IoU": named_ious(confusions, val.mask_names)}
+    learnt, occurs = set(labels.unique().tolist()), confusions.sum(axis=(0, 2)).nonzero()[0]
+    unseen = [val.mask_names[label] for label in occurs if label not in learnt]  # they can only be missed
+    facts = {"IoU": named_ious(confusions, val.mask_names), "unseen": unseen}
     return Result({"mIoU": miou(confusions, frequent, val)}, facts, examples)
 
 

@@ -159,6 +159,11 @@ def test_coco_mistakes(tmp_path):
     )
     with pytest.raises(UserError, match="1 pictures with captions are not there.*val2017/1.jpg"):
         open_split(tmp_path, **config)
+    save(tmp_path / "set/val2017/1.jpg", grey())
+    blank = {"id": 1, "image_id": 1, "caption": " \n"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": [blank]}))
+    with pytest.raises(UserError, match="holds no captions"):
+        open_split(tmp_path, **config)
 
 
 def test_mask_mistakes(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from worlds import CLASSES, NAMES, Fake, Noise, Student, Truth, World, make_split
 
 from eval.confusion import ious
+from eval.datasets.split import IGNORE
 from eval.tasks import TASKS, knn, match, retrieval, segmentation, zero_shot
 from eval.tasks.task import NotApplicable
 from teachers.errors import UserError
@@ -81,8 +83,6 @@ def test_zero_shot_uses_the_data_sets_own_prompts():
     split = make_split()
     assert zero_shot.class_prompts(split, ["one {}"])[1] == ["one cube"]
     assert len(zero_shot.class_prompts(split, "openai")[0]) == 80
-    from dataclasses import replace
-
     own = replace(split, prompts={name: [name.upper()] for name in NAMES})
     assert zero_shot.class_prompts(own, "openai")[2] == ["CONE"]
 
@@ -143,13 +143,18 @@ def test_retrieval_of_the_truth_and_of_noise(world):
 
 
 def test_captions_with_the_same_words_belong_to_both_pictures(world):
-    from dataclasses import replace
-
     world.val = replace(make_split(count=4), captions=lambda i: ["picture 0"] if i < 2 else [f"picture {i}"])
     result = world.run(Truth(), "retrieval")
     assert result.facts["texts"] == 3
     assert result.metrics["text→image R@1"].value == 100  # picture 0 answers for both that own the caption
     assert result.metrics["text→image R@1"].n == 4
+
+
+@pytest.mark.parametrize("own, complaint", [([], "has no caption"), (["picture 2", " "], "has a blank caption")])
+def test_a_picture_that_no_caption_tells_of_is_named(world, own, complaint):
+    world.val = replace(make_split(count=4), captions=lambda i: own if i == 2 else [f"picture {i}"])
+    with pytest.raises(UserError, match=f"picture 2 of world/val {complaint}"):
+        world.run(Truth(), "retrieval")
 
 
 # --- segmentation ----------------------------------------------------------------------------------------------------
@@ -199,14 +204,32 @@ def test_segmentation_seeds_differ_and_repeat(world):
 
 
 def test_segmentation_of_masks_that_are_all_ignored_is_refused(world):
-    from dataclasses import replace
-
     world.val = replace(world.val, mask=lambda i: torch.full((16, 16), 255))
     with pytest.raises(UserError, match="every pixel of world/val is ignored"):
         world.run(Truth(), "segmentation", steps=1)
     world.train = replace(world.train, mask=None)
     with pytest.raises(UserError, match="has no masks"):
         world.run(Truth(), "segmentation", steps=1)
+
+
+def test_a_class_without_training_pixels_is_missed_and_named(world):
+    mask = world.train.mask
+    world.train = replace(world.train, mask=lambda i: mask(i).masked_fill(mask(i) == 2, IGNORE))
+    result = world.run(Truth(), "segmentation", steps=150, labels=16, lr=0.05)
+    ious = result.facts["IoU"]
+    assert result.facts["unseen"] == ["cone"] and ious["cone"] == 0 and min(ious["ball"], ious["cube"]) > 40
+    assert result.metrics["mIoU"].value == pytest.approx(np.mean(list(ious.values())), abs=0.1)  # it counts as missed
+    assert world.run(Noise(), "segmentation", steps=1, labels=16).facts["unseen"] == ["cone"]
+
+
+def test_pictures_whose_masks_are_empty_spoil_nothing(world):
+    train, val = world.train.mask, world.val.mask
+    blank = torch.full((16, 16), IGNORE)
+    world.train = replace(world.train, mask=lambda i: blank if i < 40 else train(i))
+    world.val = replace(world.val, mask=lambda i: blank if i % 2 else val(i))
+    result = world.run(Truth(), "segmentation", steps=150, batch=4, labels=16, lr=0.05)
+    assert result.metrics["mIoU"].value > 90 and result.facts["unseen"] == []
+    assert len(result.metrics["mIoU"].resamples) == 200
 
 
 # --- teacher match ---------------------------------------------------------------------------------------------------
