@@ -1,20 +1,23 @@
 """Predicted and true depth or surface normals → errors: the sums of each picture, from which every figure follows.
 
 A figure is a mean over pictures (each picture's own figure first: Probe3D) or over pixels (all pictures' pixels pooled:
-the multi-task literature); `picture_means` makes the first from a picture's sums, the sums themselves make the second.
+the multi-task literature). `over_pictures` makes the first from pictures' sums; the sums themselves make the second.
 
 Shapes: `...` stands for any leading axes (none, or pictures); H×W is the truth's size. Unknown truth is NaN.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eval.resampling import metric, percentage, ratio
+from eval.scores import MetricScore
 from teachers.errors import UserError
 
 RATIOS = (1.25, 1.25**2, 1.25**3)  # δ: how far off a depth may be, as a factor
@@ -82,14 +85,59 @@ def in_range(depth: Tensor, near: float, far: float) -> Tensor:
     return (depth >= near) & (depth <= far)
 
 
-def picture_means(sums: Tensor, known: Tensor) -> np.ndarray:
-    """Sums N over `known` pixels N → each picture's mean and 1, N×2; (0, 0), counting for nothing, where none is known.
+Errors = TypeVar("Errors", DepthErrors, NormalErrors)
 
-    With `resampling.ratio`: the mean over pictures of each picture's figure.
+
+def stack(errors: Sequence[Errors]) -> Errors:
+    """The sums of N pictures, one by one, as one."""
+    return type(errors[0])(*(torch.stack(values) for values in zip(*errors)))
+
+
+class Figure(NamedTuple):
+    """A figure that each picture has of its own."""
+
+    of: Callable[[Errors], np.ndarray]  # sums of N pictures → N×2: the picture's figure and 1, or (0, 0) without truth
+    unit: str
+    direction: str
+    counts: bool = True  # in Δm%
+
+
+def over_pictures(
+    figures: Mapping[str, Figure], errors: Errors, constant: Errors, split: str
+) -> dict[str, MetricScore]:
+    """Each picture's own figures, averaged over the pictures that have any known truth.
+
+    Args:
+        constant: the errors of an answer that knows nothing of the picture: chance.
+        split: identity of the split.
     """
+    pictures, scores = int((errors.known > 0).sum()), {}
+    for name, figure in figures.items():
+        mean = percentage if figure.unit == "%" else ratio
+        chance = float(mean(figure.of(constant).sum(axis=0)))
+        scores[name] = metric(
+            figure.of(errors), mean, split, direction=figure.direction, unit=figure.unit, n=pictures, chance=chance,
+            counts_in_delta=figure.counts,
+        )  # fmt: skip
+    return scores
+
+
+def share(errors: DepthErrors | NormalErrors, bound: int) -> np.ndarray:
+    """Which share of each picture's pixels is within bound number `bound`, with its 1: N×2."""
+    return picture_means(errors.within[:, bound], errors.known)
+
+
+def rmse(errors: DepthErrors | NormalErrors) -> np.ndarray:
+    """The root of each picture's mean squared error, with its 1: N×2."""
+    return np.sqrt(picture_means(errors.squared, errors.known))
+
+
+def picture_means(sums: Tensor, known: Tensor) -> np.ndarray:
+    """Sums N over `known` pixels N → each picture's mean and 1, N×2; (0, 0) where nothing is known."""
+    sums, known = sums.cpu().double(), known.cpu()
     seen = known > 0
-    means = torch.where(seen, sums.double() / known.clamp(min=1), 0.0)
-    return torch.stack([means, seen.double()], dim=1).cpu().numpy()
+    means = torch.where(seen, sums / known.clamp(min=1), 0.0)
+    return torch.stack([means, seen.double()], dim=1).numpy()
 
 
 def _sum(values: Tensor, known: Tensor) -> Tensor:

@@ -90,8 +90,11 @@ def train(
 
 @torch.no_grad()
 def answers(head: nn.Module, features: Stored, batch: int = 64) -> Iterator[Tensor]:
-    """What a trained head says of each picture in order, C×h×w, one at a time, on the head's device; it computes
-    `batch` at once, which is all the memory that a large head needs."""
+    """What a trained head says of each picture in order, C×h×w, one at a time, on the head's device.
+
+    Args:
+        batch: pictures computed at once: a large head's memory.
+    """
     device = next(head.parameters()).device
     for maps in features.chunks():
         for block in maps.split(batch):

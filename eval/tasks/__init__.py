@@ -1,6 +1,18 @@
 """Tasks: frozen features → figures, each under a protocol with a version."""
 
-from eval.tasks import correspondence, fidelity, keypoints, knn, linear, match, retrieval, segmentation, zero_shot
+from eval.tasks import (
+    correspondence,
+    depth,
+    fidelity,
+    keypoints,
+    knn,
+    linear,
+    match,
+    normals,
+    retrieval,
+    segmentation,
+    zero_shot,
+)
 
 TASKS = {  # name → a module as `task.py` describes it
     "knn": knn,
@@ -8,6 +20,8 @@ TASKS = {  # name → a module as `task.py` describes it
     "zero_shot": zero_shot,
     "retrieval": retrieval,
     "segmentation": segmentation,
+    "depth": depth,
+    "normals": normals,
     "correspondence": correspondence,
     "keypoints": keypoints,
     "match": match,
