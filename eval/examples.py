@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from eval.tasks.task import Example
+from eval.tasks.task import EXAMPLES, Example
 
 SIDE = 160  # pixels of an example's longer side, at most
 ROWS = ("picture", "truth", "answer")
@@ -34,19 +34,24 @@ def save_examples(examples: Sequence[Example], score: Path) -> None:
         for x, cell in enumerate(row):
             sheet[y * height : y * height + cell.shape[0], x * width : x * width + cell.shape[1]] = cell
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    Image.fromarray(sheet).save(temporary, "PNG", optimize=True)
+    told = PngImagePlugin.PngInfo()
+    told.add_text("examples", str(len(examples)))
+    Image.fromarray(sheet).save(temporary, "PNG", optimize=True, pnginfo=told)
     os.replace(temporary, file)
 
 
-def load_examples(score: Path) -> dict[str, Image.Image] | None:
-    """Row name → its strip of examples; None where the score has none, or where they cannot be read."""
+def load_examples(score: Path) -> dict[str, list[Image.Image]] | None:
+    """Row name → its examples; None where the score has none, or where they cannot be read."""
     try:
         with Image.open(examples_file(score)) as opened:
-            sheet = opened.convert("RGB")
-    except OSError:
+            count, sheet = int(opened.info.get("examples", EXAMPLES)), opened.convert("RGB")
+    except (OSError, ValueError):
         return None
-    height = sheet.height // len(ROWS)
-    return {row: sheet.crop((0, y * height, sheet.width, (y + 1) * height)) for y, row in enumerate(ROWS)}
+    height, width = sheet.height // len(ROWS), sheet.width // count
+    return {
+        row: [sheet.crop((x * width, y * height, (x + 1) * width, (y + 1) * height)) for x in range(count)]
+        for y, row in enumerate(ROWS)
+    }
 
 
 def _fitted(pixels: np.ndarray) -> np.ndarray:

@@ -90,7 +90,7 @@ def test_report_begins_with_baseline_and_coverage_and_needs_no_network(folder, s
     page = (out / "report.html").read_text()
     assert page.index("Baseline") < page.index("<h1>") and "<script" not in page and "<link" not in page
     assert set(re.findall(r'(?:src|href)="([^"]{11})', page)) == {"data:image/"}
-    assert page.count("<img") == 4 and 'name="viewport"' in page and "@media print" in page
+    assert page.count("<img") == 5 and 'name="viewport"' in page and "@media print" in page
     for text in (markdown, page):
         for part in (
             "k-NN top-1 ↑",
