@@ -8,6 +8,8 @@ from eval.datasets import (
     image_folder,
     karpathy,
     masks,
+    navi,
+    spair,
     tabletop,
     voc,
     vqa,
@@ -24,4 +26,6 @@ DATASETS = {  # kind → a module with `Config` and `open_split(name, config, da
     "cityscapes": cityscapes,
     "vqa": vqa,
     "gqa": gqa,
+    "navi": navi,
+    "spair": spair,
 }
