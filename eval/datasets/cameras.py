@@ -60,11 +60,14 @@ def turn_between(first: Tensor, second: Tensor) -> float:
 def normals_of(points: Tensor) -> Tensor:
     """Points of the camera's frame 3×H×W → unit normals 3×H×W that face the camera, NaN where one is unknown.
 
-    The chords between a pixel's neighbours span its surface; where one of the four is unknown, so is the normal.
+    The chords between a pixel's neighbours span its surface; where one of the four is unknown, or a chord is no
+    longer than a point (of a map enlarged from fewer pixels), so is the normal.
     """
     across = points[:, 1:-1, 2:] - points[:, 1:-1, :-2]
     down = points[:, 2:, 1:-1] - points[:, :-2, 1:-1]
-    normals = F.normalize(torch.linalg.cross(down, across, dim=0), dim=0)
+    normals = torch.linalg.cross(down, across, dim=0)
+    length = normals.norm(dim=0)
+    normals = (normals / length).masked_fill(length == 0, torch.nan)
     away = (normals * points[:, 1:-1, 1:-1]).sum(dim=0) > 0
     normals = torch.where(away, -normals, normals)
     return F.pad(normals, (1, 1, 1, 1), value=torch.nan)
