@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from eval.datasets.split import IGNORE, Split
@@ -15,16 +16,41 @@ def picture(split: Split, index: int) -> np.ndarray:
     return split.image(index).permute(1, 2, 0).numpy()
 
 
-def paint_classes(mask: Tensor) -> np.ndarray:
-    """Class numbers H×W → a colour a class (the first twenty differ clearly), `IGNORE` dark grey."""
+def palette() -> np.ndarray:
+    """A colour a class, 256×3 uint8; the first twenty differ clearly."""
     from matplotlib import colormaps
 
-    numbers = mask.cpu().numpy().astype(np.int64)
     colours = (colormaps["tab20"].colors + colormaps["tab20b"].colors) * 7
-    palette = np.round(255 * np.array(colours[:256])).astype(np.uint8)
-    painted = palette[numbers % 256]
+    return np.round(255 * np.array(colours[:256])).astype(np.uint8)
+
+
+def paint_classes(mask: Tensor) -> np.ndarray:
+    """Class numbers H×W → a colour a class, `IGNORE` dark grey."""
+    numbers = mask.cpu().numpy().astype(np.int64)
+    painted = palette()[numbers % 256]
     painted[numbers == IGNORE] = GREY
     return painted
+
+
+def paint_boxes(pixels: np.ndarray, boxes: Tensor, classes: Tensor) -> np.ndarray:
+    """Boxes n×4 (x0, y0, x1, y1 in pixels) on a picture H×W×3, a colour a class."""
+    from torchvision.utils import draw_bounding_boxes
+
+    if not len(boxes):
+        return pixels
+    colours = [tuple(colour) for colour in palette()[classes.cpu().numpy() % 256].tolist()]
+    picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    width = max(round(max(pixels.shape) / 100), 1)
+    return draw_bounding_boxes(picture, boxes.cpu(), colors=colours, width=width).permute(1, 2, 0).numpy()
+
+
+def paint_things(pixels: np.ndarray, masks: Tensor) -> np.ndarray:
+    """Masks n×H×W bool over a picture H×W×3, a colour each; small ones lie on large ones."""
+    painted, colours = pixels.astype(np.float64), palette()
+    for number in masks.flatten(1).sum(dim=1).argsort(descending=True).tolist():
+        inside = masks[number].cpu().numpy()
+        painted[inside] = 0.4 * pixels[inside] + 0.6 * colours[number % 256]
+    return np.round(painted).astype(np.uint8)
 
 
 def paint_depth(depth: Tensor, low: float, high: float) -> np.ndarray:

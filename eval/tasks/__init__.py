@@ -3,6 +3,7 @@
 from eval.tasks import (
     correspondence,
     depth,
+    detection,
     fidelity,
     keypoints,
     knn,
@@ -24,6 +25,7 @@ TASKS = {  # name → a module as `task.py` describes it
     "normals": normals,
     "correspondence": correspondence,
     "keypoints": keypoints,
+    "detection": detection,
     "match": match,
     "fidelity": fidelity,
 }
