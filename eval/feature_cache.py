@@ -33,6 +33,7 @@ IN_MEMORY = 2 << 30  # bytes of one part up to which it is read as a whole
 ABANDONED = 24 * 3600  # seconds after which an unfinished file is nobody's
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SUMMARY, SPATIAL = "summary", "spatial"
+MEAN_COLOUR = (124, 116, 104)  # ImageNet's: what most encoders' normalisation, and SAM's, takes for zero
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ class View:
 
     split: Split
     size: Size
-    fit: str  # crop: the largest centred box of the size's aspect; stretch: the whole picture
+    fit: str  # crop: the largest centred box of the size's aspect; stretch: the whole picture; pad: whole, undistorted
 
     @property
     def key(self) -> str:
-        # Where the aspect is the pictures' own, both fits are one.
+        # Where the aspect is the pictures' own, all fits are one.
         same = self.split.shape and self.split.shape[0] * self.size[1] == self.split.shape[1] * self.size[0]
         return f"{self.split.identity}-{self.size[0]}x{self.size[1]}-{'stretch' if same else self.fit}"
 
@@ -55,7 +56,23 @@ class View:
         if self.fit == "crop":
             box = centre_crop(tuple(picture.shape[1:]), self.size[1] / self.size[0])
             picture = picture[:, box.top : box.top + box.height, box.left : box.left + box.width]
+        if self.fit == "pad":
+            return padded(picture, self.size)
         return resize(picture, self.size)
+
+
+def padded(picture: Tensor, size: Size) -> Tensor:
+    """uint8 3×H×W → 3×size: as large as fits with its aspect kept, in the top left corner, on the mean colour."""
+    inside = placed(tuple(picture.shape[1:]), size)
+    frame = torch.tensor(MEAN_COLOUR, dtype=torch.uint8)[:, None, None].repeat(1, *size)
+    frame[:, : inside[0], : inside[1]] = resize(picture, inside)
+    return frame
+
+
+def placed(picture: Size, size: Size) -> Size:
+    """Height and width of a picture inside a padded frame of `size`, rounded as SAM's own transform does."""
+    scale = min(size[0] / picture[0], size[1] / picture[1])
+    return tuple(max(int(side * scale + 0.5), 1) for side in picture)
 
 
 class Stored:

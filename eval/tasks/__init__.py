@@ -11,6 +11,7 @@ from eval.tasks import (
     match,
     normals,
     retrieval,
+    sam,
     segmentation,
     zero_shot,
 )
@@ -26,6 +27,7 @@ TASKS = {  # name → a module as `task.py` describes it
     "correspondence": correspondence,
     "keypoints": keypoints,
     "detection": detection,
+    "sam": sam,
     "match": match,
     "fidelity": fidelity,
 }

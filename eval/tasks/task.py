@@ -4,7 +4,8 @@ VERSION    raised whenever figures stop being comparable with earlier ones
 GROUP      the column of Δm% that its metrics are averaged into, if the recipe names no other
 COUNTS     whether its metrics enter Δm%, or are only shown, if the recipe does not say
 SEEDED     whether figures depend on a seed (a probe's initialisation)
-FIT        how pictures come to the model's size: "crop" (largest centred box) or "stretch" (whole)
+FIT        how pictures come to the model's size: "crop" (largest centred box), "stretch" (whole) or "pad" (whole, the
+           aspect kept, padded below or on the right)
 SPLITS     the parts of the data set that it uses
 PROTOCOL   what is done, in words; printed in every report
 Settings   its section of a recipe
@@ -74,7 +75,7 @@ class Context:
     seed: int
     split: Callable[[str], Split]  # "train" or "val" → that part of the task's data
     cache: FeatureCache
-    fit: str  # crop or stretch
+    fit: str  # crop, stretch or pad
 
     @property
     def size(self) -> Size:

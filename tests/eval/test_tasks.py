@@ -29,7 +29,7 @@ def world(tmp_path):
 def test_every_task_says_what_it_is():
     for module in TASKS.values():
         assert module.VERSION >= 1 and module.GROUP and len(module.PROTOCOL) > 80
-        assert module.FIT in ("crop", "stretch") and set(module.SPLITS) <= {"train", "val"}
+        assert module.FIT in ("crop", "stretch", "pad") and set(module.SPLITS) <= {"train", "val"}
         assert "seeds" in module.Settings.model_fields or not module.SEEDED
 
 
