@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f")  # Okabe and Ito
-LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5, 1, 1.5)))
+LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (9, 2)), (0, (4, 1, 1, 1, 1, 1)))  # dotted is chance
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p")
 HATCHES = ("", "////", "....", "xxxx", "----")  # by line style, where a figure has bars
 WIDTH = 4.6  # inches: narrow, so that its text is readable on a phone

@@ -19,7 +19,7 @@ def names_of(scores: Sequence[Score]) -> list[str]:
 def labels(scores: Sequence[Score], counting: bool | None) -> dict[tuple[str, str], Metric]:
     """(task, metric) → its column, of metrics that enter Δm%, of those that do not, or (None) of all.
 
-    The task is named only where two tasks share a metric, counted or not: one name then means one thing everywhere.
+    The task is named only where two tasks share a metric; what counts keeps its plain name before what does not.
     """
     pairs: dict[tuple[str, str], tuple[str, bool]] = {}
     for score in scores:
@@ -29,9 +29,10 @@ def labels(scores: Sequence[Score], counting: bool | None) -> dict[tuple[str, st
         own = [score for score in scores if score.task == task]
         if any(score.error for score in own) and not any(score.metrics for score in own):
             pairs[task, task] = own[0].group, own[0].counts
-    shared = Counter((group, name) for (_, name), (group, _) in pairs.items())
+    counted = Counter((group, name) for (_, name), (group, counts) in pairs.items() if counts)
+    every = Counter((group, name) for (_, name), (group, _) in pairs.items())
     return {
-        (task, name): Metric(group, f"{name} ({task})" if shared[group, name] > 1 else name)
+        (task, name): Metric(group, f"{name} ({task})" if (counted if counts else every)[group, name] > 1 else name)
         for (task, name), (group, counts) in pairs.items()
         if counting is None or counts == counting
     }

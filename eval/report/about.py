@@ -5,6 +5,7 @@ Neither a model nor a task module is taken for granted: published rows have no e
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,11 @@ def sources(table: Table) -> list[str]:
 def described_protocols(suite: Suite, scores: Sequence[Score]) -> list[dict[str, Any]]:
     """An entry a task of the recipe, and one for all that was imported."""
     first = {score.task: score for score in reversed(scores)}
-    tasks = [_protocol(suite, name, first[name]) for name in suite.recipe.task_settings if name in first]
+    tasks = [
+        _protocol(suite, name, first[name]) | {"sizes": _sizes([score for score in scores if score.task == name])}
+        for name in suite.recipe.task_settings
+        if name in first
+    ]
     imported = [score for score in scores if score.kind == harness.KIND]
     return tasks + ([_imported(imported)] if imported else [])
 
@@ -68,6 +73,14 @@ def _protocol(suite: Suite, task: str, score: Score) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _sizes(scores: Sequence[Score]) -> str:
+    """Who was shown pictures of another size than most, because it takes no other."""
+    sizes = {score.model: "×".join(map(str, score.facts["size"])) for score in scores if "size" in score.facts}
+    most = Counter(sizes.values()).most_common(1)[0][0] if sizes else ""
+    others = [f"{model} {size}" for model, size in sizes.items() if size != most]
+    return f"Shown at {most}; {', '.join(others)}." if others else f"Shown at {most}." if most else ""
+
+
 def _imported(scores: Sequence[Score]) -> dict[str, Any]:
     files = {
         score.facts.get("file", score.data): "{harness} {version}".format_map(_Known(score.facts)) for score in scores
@@ -76,7 +89,7 @@ def _imported(scores: Sequence[Score]) -> dict[str, Any]:
         "task": ", ".join(dict.fromkeys(score.task for score in scores)), "kind": harness.KIND,
         "version": scores[0].protocol, "text": harness.PROTOCOL, "group": scores[0].group,
         "counts": any(score.counts for score in scores),
-        "data": "; ".join(f"{file} ({made.strip()})" for file, made in files.items()), "settings": NOTHING,
+        "data": "; ".join(f"{file} ({made.strip()})" for file, made in files.items()), "settings": NOTHING, "sizes": "",
     }  # fmt: skip
 
 

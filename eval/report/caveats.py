@@ -17,6 +17,7 @@ FEW = 100  # test pictures, below which an interval is itself a rough guess
 class Caveat:
     """A warning, and the figures that it is about."""
 
+    head: str
     text: str
     items: tuple[str, ...] = ()
 
@@ -33,61 +34,63 @@ def _trained_once(scores: Sequence[Score]) -> Caveat | None:
     once = [model for model in models if model not in repeated]
     if not once:
         return None
-    who = "Every model here was" if not repeated else f"{', '.join(once)}: each was"
     return Caveat(
-        f"{who} trained once. The same recipe trained from another seed also scores differently, and ± does not cover "
-        "that: a difference of this size between two recipes can be chance. Give several runs one name "
-        "(a=runs/a-seed0 a=runs/a-seed1), and the interval is over training seeds."
+        "One training run a model." if not repeated else f"One training run of {', '.join(once)}.",
+        "The same recipe trained from another seed scores differently too, and ± does not cover that: what separates "
+        "two recipes here can be chance. Give several runs one name (a=runs/a-seed0 a=runs/a-seed1), and the interval "
+        "is over training seeds.",
     )
 
 
-def _too_small(rows: Sequence[Row], lines: Sequence[Line], baseline: str) -> list[Caveat | None]:
-    """What the test sets are too small for: differences from the baseline that are not resolved, or only in sign."""
-    sizes = {line.metric: line.n for line in lines}
+def _too_small(rows: Sequence[Row], lines: Sequence[Line], baseline: str) -> list[Caveat]:
+    """Differences from the baseline, metric by metric, that are not resolved, known in sign only, or untested."""
     others = [row for row in rows if row.model != baseline]
     known = [found for row in others for found in row.metrics.values() if found is not None]
+    sizes = {line.metric: line.n for line in lines}
 
-    def about(chosen: Callable[[Estimate], bool], saying: str, text: str) -> Caveat | None:
-        items, count = [], 0
-        for metric in rows[0].metrics if rows else []:
-            models = [row.model for row in others if (found := row.metrics[metric]) is not None and chosen(found)]
-            count += len(models)
-            if models:
-                items.append(f"{metric}, n = {sizes[metric]}: {saying.format(', '.join(models))}")
-        return Caveat(text.format(f"{count} of {len(known)}"), tuple(items)) if items else None
+    def which(chosen: Callable[[Estimate], bool]) -> list[str]:
+        found = []
+        for metric in rows[0].metrics if rows else ():
+            models = [row.model for row in others if row.metrics[metric] is not None and chosen(row.metrics[metric])]
+            who = f"any of {len(others)} models" if len(models) == len(others) > 2 else ", ".join(models)
+            found += [f"{metric}, n = {sizes[metric]}: cannot tell {who} from {baseline}"] if models else []
+        return found
+
+    def caveat(head: str, chosen: Callable[[Estimate], bool], text: str, named: bool) -> list[Caveat]:
+        count = sum(map(chosen, known))
+        items = tuple(which(chosen)) if named else ()
+        return [Caveat(head, f"{count} of {len(known)} differences from {baseline} {text}", items)] if count else []
 
     return [
-        about(
-            lambda found: certainty(found) == UNRESOLVED, f"cannot tell {{}} from {baseline}",
-            f"{{}} differences from {baseline}, metric by metric, cannot be told from 0 by test sets of this size.",
-        ),
-        about(
-            lambda found: certainty(found) == SIGN_ONLY, "{}",
-            f"Of {{}} differences from {baseline} only the sign is known: the 95 % interval is wider than the "
-            "difference itself.",
-        ),
-        about(
-            lambda found: found.error is None, "{}",
-            f"{{}} differences from {baseline} have no interval: one value a cell cannot say whether it is chance.",
-        ),
+        *caveat("Too small to tell.", lambda found: certainty(found) == UNRESOLVED,
+                "cannot be told from 0 by test sets (and seeds) of this number.", True),
+        *caveat("The sign, and little more.", lambda found: certainty(found) == SIGN_ONLY,
+                "are not 0, but their 95 % interval is wider than the difference itself.", False),
+        *caveat("No interval.", lambda found: found.error is None,
+                "come from one value a cell: nothing says whether they are chance.", True),
     ]  # fmt: skip
 
 
 def _few(lines: Sequence[Line]) -> Caveat | None:
-    small = [f"{line.metric}: n = {line.n}" for line in lines if 0 < line.n < FEW]
-    return (
-        Caveat(f"Fewer than {FEW} test pictures: here even the interval is a rough guess.", tuple(small))
-        if small
-        else None
-    )
+    """Metrics by the size of their test, where that is so small that resampling it says little of other pictures."""
+    sizes: dict[int, list[str]] = {}
+    for line in lines:
+        if 0 < line.n < FEW:
+            sizes.setdefault(line.n, []).append(str(line.metric))
+    every = sum(1 for line in lines if line.n)
+    items = [f"n = {n}: {'all metrics' if len(own) == every else ', '.join(own)}" for n, own in sorted(sizes.items())]
+    text = "Even an interval is a rough guess where so few are resampled."
+    return Caveat(f"Fewer than {FEW} test pictures.", text, tuple(items)) if items else None
 
 
 def _chance(lines: Sequence[Line]) -> Caveat | None:
+    """Who, by metric, is not better than knowing nothing of the picture."""
     items = []
     for line in lines:
         at = [f"{model} ({cell.level})" for model, cell in line.cells.items() if cell.level]
         items += [f"{line.metric}, chance {line.chance}: {', '.join(at)}"] if at else []
-    return Caveat("No better than knowing nothing of the picture:", tuple(items)) if items else None
+    text = "Knowing nothing of the picture scores as well, as far as this test can tell."
+    return Caveat("No better than chance.", text, tuple(items)) if items else None
 
 
 def uncertainty(table: Table, scores: Sequence[Score], rows: Sequence[Row]) -> str:

@@ -13,7 +13,7 @@ from eval.plots import data_uri, encode
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-JPEG_QUALITY = 85
+QUALITY = {"png": {"optimize": True}, "webp": {"quality": 85, "method": 6}}
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Illustration:
     name: str  # of its file, without ending
     caption: str
     alt: str  # for those who cannot see it
-    kind: str  # of the file beside report.md: png or jpeg
+    kind: str  # of the file beside report.md: png or webp
     content: bytes  # of that file
     uri: str  # for report.html
     layout: str  # chart: as wide as a phone; sheet: its own width, scrolled
 
     @property
     def file(self) -> str:
-        return f"{self.name.replace(' ', '_')}.{'jpg' if self.kind == 'jpeg' else self.kind}"
+        return f"{self.name.replace(' ', '_')}.{self.kind}"
 
 
 def chart(name: str, figure: Figure, caption: str, alt: str) -> Illustration:
@@ -41,9 +41,8 @@ def chart(name: str, figure: Figure, caption: str, alt: str) -> Illustration:
 
 
 def pictures(name: str, sheet: Image.Image, caption: str, alt: str, kind: str = "png") -> Illustration:
-    """A sheet of pictures: png where cells must stay exact, jpeg where photographs would make it large."""
+    """A sheet of pictures: png where cells must stay exact, webp where photographs would make it large."""
     buffer = io.BytesIO()
-    extra = {"optimize": True} if kind == "png" else {"quality": JPEG_QUALITY, "subsampling": 0, "optimize": True}
-    sheet.save(buffer, kind.upper(), **extra)
+    sheet.save(buffer, kind.upper(), **QUALITY[kind])
     content = buffer.getvalue()
     return Illustration(name, caption, alt, kind, content, data_uri(content, kind), "sheet")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from eval import published
 from eval.delta_m import SIGNS, Estimate, Metric, Table
 from eval.scores import MetricScore, Score
 from eval.tables import estimate, labels
@@ -62,7 +63,7 @@ def _figures(scores: Sequence[Score], task: str, name: str) -> dict[str, MetricS
 
 def _line(table: Table, metric: Metric, figures: dict[str, MetricScore]) -> Line:
     figure = next((figures[model] for model in table.models if model in figures), None)
-    unit = figure.unit.strip() if figure else ""
+    unit = figure.unit.strip() if figure else _published_unit(table, metric)
     found = {model: estimate(table, model, metric) for model in table.models}
     rounded = {model: round(value.mean, decimals(unit)) for model, value in found.items() if value is not None}
     marks = _marks(rounded, SIGNS[table.directions[metric]])
@@ -75,6 +76,14 @@ def _line(table: Table, metric: Metric, figures: dict[str, MetricScore]) -> Line
     chance = "–" if figure is None or figure.chance is None else number(figure.chance, unit)
     arrow = ARROWS[table.directions[metric]] if rounded else ""
     return Line(*metric, arrow, unit, chance, figure.n if figure else 0, cells)
+
+
+def _published_unit(table: Table, metric: Metric) -> str:
+    """Of a metric that only a published row of the table has."""
+    source = published.load()
+    rows = [published.one(source, name)[0] for name in table.models if name.startswith(published.PREFIX)]
+    columns = [column for name in rows for column in source.tables[name].columns]
+    return next((column.unit for column in columns if column.metric == metric), "")
 
 
 def _cell(value: Estimate, unit: str) -> Cell:

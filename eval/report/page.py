@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -76,7 +77,8 @@ def _content(suite: Suite, scores: Sequence[Score], table: Table, rows: Sequence
     return {
         "about": suite.recipe.about, "baseline": baseline, "names": table.models,
         "coverage": coverage(rows, scores) if rows else "no score", "groups": list(rows[0].groups) if rows else [],
-        "delta": delta_lines(rows, average_rank(table), baseline), "uncertainty": uncertainty(table, scores, rows),
+        "delta": delta_lines(rows, average_rank(table) if rows else {}, baseline),
+        "uncertainty": uncertainty(table, scores, rows),
         "caveats": caveats(scores, rows, counted, baseline), "sources": about.sources(table),
         "lines": counted, "shown": shown, "differences": metric_lines(rows, shown_rows, baseline),
         "notes": absences(scores, rows), "protocols": about.described_protocols(suite, scores),
@@ -131,4 +133,13 @@ def _render(template: str, report: dict[str, Any]) -> str:
     )  # fmt: skip
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     environment.filters["quoted"] = shlex.quote
-    return environment.get_template(template).render(report)
+    environment.filters["breakable"] = _breakable
+    text = environment.get_template(template).render(report)
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def _breakable(name: str) -> str:
+    """A name as html that may be broken after its signs."""
+    from markupsafe import Markup
+
+    return Markup("<wbr>").join(re.split(r"(?<=[_:/?=+])", name))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FEWEST = 3  # axes that make a polygon
-DECADES = (-100, -10, -1, 0, 1, 10, 100, 1000, 10000, 100000)
+DECADES = (-100, -10, 0, 10, 100, 1000, 10000, 100000)
 
 
 def radar(rows: Sequence[Row], baseline: str, looks: Mapping[str, Look]) -> Illustration | None:
@@ -85,7 +85,8 @@ def _rings(axes, values: Mapping[str, Sequence[float]], scale) -> None:
     axes.set_ylim(bottom, top)
     labels = [f"{tick:+g}".replace("-", "−") if tick else "0" for tick in ticks]
     between = 180 / max(len(axes.get_xticks()), 1)
-    axes.set_yticks([scale(tick) for tick in ticks], labels, fontsize=7, color=SOFT)
+    behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+    axes.set_yticks([scale(tick) for tick in ticks], labels, fontsize=7, color=SOFT, bbox=behind)
     axes.set_rlabel_position(between)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Size = tuple[int, int]
+CHANCE = Look(SOFT, ":", "_")
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def curves(scores: Sequence[Score], looks: Mapping[str, Look]) -> list[Illustrat
         first = {name: next(score.metrics[name] for score in own if name in score.metrics) for name in metrics}
         axes = {name: _title(name, figure) for name, figure in first.items()}
         caption = (
-            f"{kind} on {data}, at the size that each model was really shown; bands are one standard error, dotted: "
-            "chance. A model that takes one size only is a single point."
+            f"{kind} on {data}, at the size that each model was really shown; bands are one standard error. "
+            "A model that takes one size only is a single point."
         )
         name = f"resolution {tasks[0]}"
         shown.append(
@@ -115,23 +116,40 @@ def draw(
     for axes, (name, lines) in zip(panels, metrics.items()):
         for model, line in lines.items():
             _line(axes, line, looks[model])
-        chance = {point.side: point.chance for line in lines.values() for point in line if point.chance is not None}
-        if chance:
-            axes.plot(*zip(*sorted(chance.items())), color=SOFT, linestyle=":", linewidth=1, marker="_")
+        _chance(axes, [point for line in lines.values() for point in line])
         axes.set_ylabel(names[name], fontsize=8)
     _dress(panels, [point for lines in metrics.values() for line in lines.values() for point in line])
-    handles = [_handle(looks[model], model) for model in models]
+    handles = [*(_handle(looks[model], model) for model in models), _handle(CHANCE, "chance")]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8, frameon=False, handlelength=3)
     return figure
 
 
 def _line(axes: Axes, line: Sequence[Point], look: Look) -> None:
+    """A curve in its band; a single point has whiskers instead."""
     sides, means = [point.side for point in line], [point.mean for point in line]
-    errors = [point.error for point in line]
-    axes.errorbar(sides, means, errors, color=look.colour, linestyle=look.line, marker=look.marker, markersize=4,
+    whiskers = [line[0].error] if len(line) == 1 else None
+    axes.errorbar(sides, means, whiskers, color=look.colour, linestyle=look.line, marker=look.marker, markersize=4,
                   linewidth=1.4, elinewidth=0.8)  # fmt: skip
-    low, high = ([mean + sign * error for mean, error in zip(means, errors)] for sign in (-1, 1))
-    axes.fill_between(sides, low, high, color=look.colour, alpha=0.15, linewidth=0)
+    low, high = ([point.mean + sign * point.error for point in line] for sign in (-1, 1))
+    axes.fill_between(sides, low, high, color=look.colour, alpha=0.12, linewidth=0)
+
+
+def _chance(axes: Axes, points: Sequence[Point]) -> None:
+    """Its line, unless that would squeeze all curves into a corner: then it is said."""
+    chance = sorted({point.side: point.chance for point in points if point.chance is not None}.items())
+    if not chance:
+        return
+    low, high = axes.get_ylim()
+    if all(low - (high - low) <= value <= high + (high - low) for _, value in chance):
+        axes.plot(*zip(*chance), color=CHANCE.colour, linestyle=CHANCE.line, marker=CHANCE.marker)
+        return
+    text = f"chance, {_range([value for _, value in chance])}, is off the axis"
+    axes.annotate(text, (0.02, 0.03), xycoords="axes fraction", fontsize=7, color=SOFT)
+
+
+def _range(values: Sequence[float]) -> str:
+    ends = f"{min(values):.3g}", f"{max(values):.3g}"
+    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
 
 
 def _handle(look: Look, model: str):

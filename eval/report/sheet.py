@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 GAP, TEXT, LEADING = 6, 13, 16  # pixels: between pictures, of letters, between lines of a title
 MOST_LINES = 3
+SIGNS = "_-/:+"  # a name may be broken after these
 
 
 def sheet(columns: Sequence[tuple[str, Sequence[Image.Image | np.ndarray | None]]], cell: int) -> Image.Image:
@@ -42,12 +43,12 @@ def sheet(columns: Sequence[tuple[str, Sequence[Image.Image | np.ndarray | None]
 
 
 def wrapped(title: str, width: int) -> list[str]:
-    """A title as lines of at most `width` pixels: broken at spaces, else inside a word; cut after three lines."""
+    """A title as lines of at most `width` pixels: broken at spaces or after a sign, else anywhere; cut after three."""
     lines, rest = [], title.strip()
     while rest:
         fits = next((end for end in range(len(rest), 1, -1) if _font().getlength(rest[:end]) <= width), 1)
-        space = rest.rfind(" ", 0, fits + 1)
-        end = fits if fits == len(rest) or space <= 0 else space
+        breaks = [at for at in range(1, fits + 1) if rest[at - 1] in SIGNS or rest[at : at + 1] == " "]
+        end = fits if fits == len(rest) or not breaks else breaks[-1]
         lines, rest = [*lines, rest[:end]], rest[end:].lstrip()
     if len(lines) > MOST_LINES:
         lines = [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1][:-1] + "…"]

@@ -64,4 +64,4 @@ def _sheet(score: Score, answers: dict[str, dict[str, list[Image.Image]]], model
     caption += f" Seed {score.seed}." if score.seeded else ""
     caption += f" No answers to show: {', '.join(lacking)}." if lacking else ""
     return pictures(f"examples {score.task}", sheet(columns, CELL), caption,
-                    f"test pictures, their truth and every model's answer: {score.task}", "jpeg")  # fmt: skip
+                    f"test pictures, their truth and every model's answer: {score.task}", "webp")  # fmt: skip
