@@ -17,7 +17,7 @@ from eval.datasets import tabletop
 from eval.datasets.split import Split, ViewPair
 from eval.matching import enlarged, sampled, spread
 from eval.tasks import correspondence
-from eval.tasks.correspondence import Points, match, metrics, points_of, recall
+from eval.tasks.correspondence import Points, best, match, metrics, points_of, recall
 from teachers.errors import UserError
 from teachers.seeding import torch_rng
 
@@ -86,21 +86,29 @@ def test_matches_agree_with_brute_force():
     """Every step again in numpy: cosine distances, the ratio test, distances in space, the share of a random match."""
     rng = torch_rng("brute")
     first, second = (
-        Points(F.normalize(torch.randn(n, 5, generator=rng), dim=1), 0.1 * torch.rand(n, 3, generator=rng), None)
+        Points(
+            F.normalize(torch.randn(n, 5, generator=rng)),
+            0.1 * torch.rand(n, 3, generator=rng),
+            torch.rand(n, 2, generator=rng),
+        )
         for n in (70, 55)
     )
     matched = match(first, second)
     apart = cdist(first.features.numpy(), second.features.numpy(), "cosine")
     order = np.argsort(apart, axis=1)
-    best, other = (np.take_along_axis(apart, order[:, [k]], 1)[:, 0] for k in (0, 1))
+    least, second_least = (np.take_along_axis(apart, order[:, [k]], 1)[:, 0] for k in (0, 1))
     exact = cdist(first.space.numpy(), second.space.numpy())
     error = exact[np.arange(70), order[:, 0]]
     np.testing.assert_array_equal(matched.found, order[:, 0])
-    np.testing.assert_allclose(matched.ratio, 1 - best / other, atol=1e-4)
+    np.testing.assert_allclose(matched.ratio, 1 - least / second_least, atol=1e-4)
     np.testing.assert_allclose(matched.error, error, atol=1e-6)
     np.testing.assert_array_equal(matched.nearest, exact.argmin(axis=1))
-    kept = error[np.argsort(best / other)[:20]]
-    np.testing.assert_allclose(recall(matched, 20), [(kept < limit).mean() for limit in (0.01, 0.02, 0.05)], rtol=1e-6)
+    stays = cdist(first.places.numpy(), second.places.numpy()).argmin(axis=1)
+    np.testing.assert_allclose(matched.still, exact[np.arange(70), stays], atol=1e-6)
+    kept = error[np.argsort(least / second_least)[:20]]
+    np.testing.assert_allclose(
+        recall(best(matched, 20)), [(kept < limit).mean() for limit in (0.01, 0.02, 0.05)], rtol=1e-6
+    )
     expected = [(exact < limit).mean() for limit in (0.01, 0.02, 0.05)]
     np.testing.assert_allclose(matched.random.mean(dim=0), expected, rtol=1e-5)
 
@@ -108,7 +116,7 @@ def test_matches_agree_with_brute_force():
 def test_a_large_set_is_compared_in_blocks_with_the_same_answer(monkeypatch):
     rng = torch_rng("blocks")
     views = [
-        Points(F.normalize(torch.randn(50, 5, generator=rng), dim=1), torch.rand(50, 3, generator=rng), None)
+        Points(F.normalize(torch.randn(50, 5, generator=rng)), *torch.rand(50, 5, generator=rng).split([3, 2], dim=1))
         for _ in range(2)
     ]
     whole = match(*views)
