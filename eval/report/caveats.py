@@ -63,7 +63,7 @@ def _too_small(rows: Sequence[Row], lines: Sequence[Line], baseline: str) -> lis
 
     return [
         *caveat("Too small to tell.", lambda found: certainty(found) == UNRESOLVED,
-                "cannot be told from 0 by test sets (and seeds) of this number.", True),
+                "cannot be told from 0 with this number of test pictures and seeds.", True),
         *caveat("The sign, and little more.", lambda found: certainty(found) == SIGN_ONLY,
                 "are not 0, but their 95 % interval is wider than the difference itself.", False),
         *caveat("No interval.", lambda found: found.error is None,

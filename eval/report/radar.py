@@ -30,18 +30,19 @@ def radar(rows: Sequence[Row], baseline: str, looks: Mapping[str, Look]) -> Illu
     if len(groups) < FEWEST or not drawn:
         return None
     values = {row.model: [row.groups[group].mean for group in groups] for row in drawn}
-    caption = (
-        f"Δ% of each group against {baseline}, which is the thick ring at 0; outwards is better. For ±, see the table."
-    )
-    if _wide(values):
-        caption += " The scale is logarithmic beyond ±1."
-    empty = [group for group in rows[0].groups if group not in groups]
-    caption += f" No axis for {', '.join(empty)}: n/a for every model." if empty else ""
-    for row in others:
-        lacking = [group for group in groups if row.groups[group] is None]
-        caption += f" Not drawn: {row.model}, which has no figure for {', '.join(lacking)}." if lacking else ""
-    figure = draw(values, groups, baseline, looks)
+    figure, caption = draw(values, groups, baseline, looks), _caption(values, groups, others, baseline)
     return chart("radar", figure, caption, f"radar of Δ% by group against {baseline}, a polygon a model")
+
+
+def _caption(values: Mapping[str, Sequence[float]], groups: Sequence[str], others: Sequence[Row], baseline: str) -> str:
+    """How to read it, and what it leaves out."""
+    text = f"Δ% of each group against {baseline}, the thick ring at 0; outwards is better. For ±, see the table."
+    text += " The scale is logarithmic beyond ±1." if _wide(values) else ""
+    empty = [group for group in others[0].groups if group not in groups]
+    text += f" No axis for {', '.join(empty)}: n/a for every model." if empty else ""
+    lacking = {row.model: [group for group in groups if row.groups[group] is None] for row in others}
+    left_out = [f"{model} (n/a in {', '.join(missing)})" for model, missing in lacking.items() if missing]
+    return text + (f" Not drawn: {'; '.join(left_out)}." if left_out else "")
 
 
 def draw(

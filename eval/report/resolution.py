@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eval.delta_m import Metric
+from eval.delta_m import Estimate
 from eval.plots import GRID, SOFT, WIDTH, Look
 from eval.report.illustration import Illustration, chart
 from eval.report.lines import ARROWS
@@ -52,24 +52,22 @@ def families(scores: Sequence[Score]) -> list[list[str]]:
 
 def curves(scores: Sequence[Score], looks: Mapping[str, Look]) -> list[Illustration]:
     """A figure a family of tasks; none for one that no model was shown at two sizes (each took its own instead)."""
-    shown = []
-    for tasks in families(scores):
-        own = [score for score in scores if score.task in tasks]
-        metrics = {name: found for name in _metrics(own) if (found := points(own, name))}
-        if not any(len(line) > 1 for lines in metrics.values() for line in lines.values()):
-            continue
-        kind, data = own[0].kind.replace("_", " "), own[0].data
-        first = {name: next(score.metrics[name] for score in own if name in score.metrics) for name in metrics}
-        axes = {name: _title(name, figure) for name, figure in first.items()}
-        caption = (
-            f"{kind} on {data}, at the size that each model was really shown; bands are one standard error. "
-            "A model that takes one size only is a single point."
-        )
-        name = f"resolution {tasks[0]}"
-        shown.append(
-            chart(name, draw(metrics, axes, looks), caption, f"{kind} against the pictures' size, a line a model")
-        )
-    return shown
+    own = [[score for score in scores if score.task in tasks] for tasks in families(scores)]
+    return [found for family in own if (found := _curve(family, looks)) is not None]
+
+
+def _curve(scores: Sequence[Score], looks: Mapping[str, Look]) -> Illustration | None:
+    metrics = {name: found for name in _metrics(scores) if (found := points(scores, name))}
+    if not any(len(line) > 1 for lines in metrics.values() for line in lines.values()):
+        return None
+    figures = {name: figure for score in scores for name, figure in score.metrics.items()}
+    drawn = draw(metrics, {name: _title(name, figures[name]) for name in metrics}, looks)
+    kind = scores[0].kind.replace("_", " ")
+    caption = (
+        f"{kind} on {scores[0].data}, at the size that each model was really shown; bands are one standard error. "
+        "A model that takes one size only is a single point."
+    )
+    return chart(f"resolution {scores[0].task}", drawn, caption, f"{kind} against the pictures' size, a line a model")
 
 
 def _title(name: str, figure: MetricScore) -> str:
@@ -89,18 +87,15 @@ def points(scores: Sequence[Score], name: str) -> dict[str, list[Point]]:
     lines: dict[str, dict[Size, Point]] = {model: {} for model in table.models}
     for (task, metric), column in labels(scores, None).items():
         for model in table.models if metric == name else ():
-            point = _point([s for s in scores if s.model == model and s.task == task and name in s.metrics],
-                           name, column, table)  # fmt: skip
-            if point is not None:
+            own = [s for s in scores if s.model == model and s.task == task and name in s.metrics and "size" in s.facts]
+            if own:
+                point = _point(own[0], own[0].metrics[name], estimate(table, model, column))
                 lines[model].setdefault(point.size, point)
     return {model: sorted(line.values(), key=lambda point: point.side) for model, line in lines.items() if line}
 
 
-def _point(own: Sequence[Score], name: str, column: Metric, table) -> Point | None:
-    if not own or "size" not in own[0].facts:
-        return None
-    found = estimate(table, own[0].model, column)
-    return Point(tuple(own[0].facts["size"]), found.mean, found.error or 0.0, own[0].metrics[name].chance)
+def _point(score: Score, figure: MetricScore, found: Estimate) -> Point:
+    return Point(tuple(score.facts["size"]), found.mean, found.error or 0.0, figure.chance)
 
 
 def draw(

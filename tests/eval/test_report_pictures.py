@@ -58,7 +58,7 @@ def test_radar_leaves_out_what_has_no_figure_and_says_so():
     lacking = [each for each in scores if (each.model, each.task) != ("b", "pairs")]
     drawn = looks(list(VALUES), "base")
     assert "Not drawn" not in radar.radar(rows_of(scores), "base", drawn).caption
-    assert "Not drawn: b, which has no figure for Retrieval." in radar.radar(rows_of(lacking), "base", drawn).caption
+    assert "Not drawn: b (n/a in Retrieval)." in radar.radar(rows_of(lacking), "base", drawn).caption
     none = [each for each in lacking if each.model != "a"]
     assert radar.radar(rows_of(none), "base", drawn) is None  # nobody has all three
     two_groups = [each for each in scores if each.task != "pairs"]
