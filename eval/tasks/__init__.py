@@ -13,6 +13,7 @@ from eval.tasks import (
     retrieval,
     sam,
     segmentation,
+    vqa,
     zero_shot,
 )
 
@@ -28,6 +29,7 @@ TASKS = {  # name → a module as `task.py` describes it
     "keypoints": keypoints,
     "detection": detection,
     "sam": sam,
+    "vqa": vqa,
     "match": match,
     "fidelity": fidelity,
 }
