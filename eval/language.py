@@ -258,7 +258,7 @@ def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError:
-        todo = "pip install transformers, or set lm: tiny"
+        todo = "pip install 'radio-distill[language]', or set lm: tiny"
         raise UserError(f"lm: {folder} needs the package transformers", todo=todo) from None
     _found(folder)
     kept = {"local_files_only": True, "trust_remote_code": False}

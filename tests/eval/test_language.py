@@ -233,7 +233,7 @@ def test_a_missing_folder_says_what_is_expected(tmp_path):
 
 def test_a_missing_package_says_what_to_type(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match="needs the package transformers(.|\n)*pip install transformers"):
+    with pytest.raises(UserError, match="needs the package transformers(.|\n)*pip install .radio-distill.language"):
         PretrainedLM(tmp_path)
 
 

@@ -158,6 +158,26 @@ def test_seeds_differ_and_repeat_and_leave_torchs_own_generator_alone(world):
     assert first == again != other
 
 
+def test_the_tiny_model_uses_one_thread_and_gives_the_others_back(world, monkeypatch):
+    before, seen, fit = torch.get_num_threads(), [], vqa.fit
+
+    def spied(*arguments):
+        seen.append(torch.get_num_threads())
+        if len(seen) > 1:
+            raise UserError("stopped")
+        return fit(*arguments)
+
+    monkeypatch.setattr(vqa, "fit", spied)
+    torch.set_num_threads(2)
+    try:
+        world.run(Truth(), "vqa", **QUICK | {"steps": 2})
+        with pytest.raises(UserError, match="stopped"):
+            world.run(Truth(), "vqa", **QUICK | {"steps": 2})
+        assert seen == [1, 1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_examples_are_words_and_pictures(world):
     result = world.run(Truth(), "vqa", **QUICK | {"steps": 5})
     rows = result.facts["examples"]
