@@ -13,7 +13,7 @@ from eval.tasks import TASKS
 from teachers.errors import UserError
 
 WIDTH = 120
-FITS = {"crop": "centre", "stretch": "whole"}
+FITS = {"crop": "centre", "stretch": "whole", "pad": "whole, padded"}
 
 
 def main(argv: list[str]) -> int:

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from eval.datasets.coco_layout import CocoConfig, find_part
+from eval.datasets.coco_layout import CocoConfig, find_part, layout
 from eval.datasets.split import Split, choose, files_identity, read_image
 from teachers.errors import UserError
 
+LAYOUT = layout("captions")
 EXPECTED = "images: [{id, file_name}], annotations: [{id, image_id, caption}]"
 
 

@@ -14,11 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from eval.datasets.coco_layout import CocoConfig, CocoPart, find_part
+from eval.datasets.coco_layout import CocoConfig, CocoPart, find_part, layout
 from eval.datasets.split import Instances, Split, choose, files_identity, read_image
 from teachers.errors import UserError
 from teachers.features import Size
 
+LAYOUT = layout("instances")
 EXPECTED = (
     "images: [{id, file_name, height, width}], categories: [{id, name}], "
     "annotations: [{id, image_id, category_id, bbox, area, iscrowd, segmentation}]"

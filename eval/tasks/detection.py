@@ -50,8 +50,8 @@ class Settings(TrainSettings):
 
     task: Literal["detection"]
     seeds: Annotated[list[int], Field(min_length=1)] = Field([0], description="of the detector; one score each")
-    steps: Annotated[int, Field(ge=1)] = Field(300, description="of training")
-    batch: Annotated[int, Field(ge=1)] = Field(16, description="pictures a step")
+    steps: Annotated[int, Field(ge=1)] = Field(400, description="of training")
+    batch: Annotated[int, Field(ge=1)] = Field(8, description="pictures a step")
     lr: Annotated[float, Field(gt=0)] = Field(5e-3, description="peak learning rate")
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-3, description="of the detector")
     warmup: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="share of the steps; the rate rises in it")
