@@ -13,6 +13,7 @@ too. The suite then scores all students (`--eval`), seeds of an arm as repetitio
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +30,6 @@ NAME = "table2"
 EVAL = "recipes/eval/tabletop.yaml"
 KEY = "table 2, 1"  # raised when students stop being comparable with earlier ones
 SHARPENER = "recipes/featsharp/tabletop_clip.yaml"
-TEACHERS = {"clip": "tabletop_clip", "siglip": "tabletop_siglip"}
 TRAINED = ("featup", "featsharp")  # upsamplers that learn
 # More of the large pictures than the ablation has: only those meet a sharpened teacher.
 COMMON = ("streams.low.batch=8", "streams.high.batch=4")
@@ -51,27 +51,28 @@ def sharpener_folder(out: Path, upsampler: str, teacher: str, seed: int | str) -
 
 
 def sharpeners(options: argparse.Namespace) -> list[Trial]:
-    """A training for each upsampler that learns, teacher and seed that some student asks for."""
-    found = []
+    """A training for each upsampler that learns, teacher of the students' recipe and seed."""
+    found, teachers = [], load_recipe(options.recipe).teachers
     for seed in options.seeds:
         for upsampler in (name for name in TRAINED if name in options.only):
-            for teacher, encoder in TEACHERS.items():
-                run = sharpener_folder(options.out, upsampler, teacher, seed)
+            for name, teacher in teachers.items():
+                built = json.dumps({name: teacher.model_dump(mode="json", include={"encoder", "weights", "options"})})
+                run = sharpener_folder(options.out, upsampler, name, seed)
                 overrides = [
-                    f"teachers={{{teacher}: {{encoder: {encoder}}}}}", f"sharpener.upsampler={upsampler}",
+                    f"teachers={built}", f"sharpener.upsampler={upsampler}", *options.set_sharpener,
                     f"seed={seed}", f"run={run}", f"threads={options.threads}",
                 ]  # fmt: skip
-                arm = Arm(f"{upsampler}-{teacher}", f"{upsampler} for {teacher}")
-                found.append(Trial(arm, seed, load_recipe(SHARPENER, overrides), (SHARPENER, *overrides)))
+                arm, recipe = Arm(f"{upsampler}-{name}", f"{upsampler} for {name}"), options.sharpener
+                found.append(Trial(arm, seed, load_recipe(recipe, overrides), (recipe, *overrides)))
     return found
 
 
 def students(options: argparse.Namespace) -> list[Trial]:
     """An arm names its upsampler, or the sharpeners that its seed has trained."""
-    sharpened = {}
+    sharpened, teachers = {}, load_recipe(options.recipe).teachers
     for arm in ARMS.values():
-        means = {t: sharpener_folder(options.out, arm.name, t, "${seed}") for t in TEACHERS}
-        means = means if arm.name in TRAINED else dict.fromkeys(TEACHERS, arm.name)
+        means = {t: sharpener_folder(options.out, arm.name, t, "${seed}") for t in teachers}
+        means = means if arm.name in TRAINED else dict.fromkeys(teachers, arm.name)
         sharpened[arm.name] = replace(arm, overrides=tuple(f"teachers.{t}.sharpen={m}" for t, m in means.items()))
     return arms.trials(options, sharpened, COMMON)
 
@@ -96,6 +97,10 @@ def evaluation(options: argparse.Namespace, trained: Sequence[Trial]) -> list[st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = arms.command_line(__doc__, ARMS, f"runs/{NAME}")
+    parser.add_argument("--sharpener", default=SHARPENER, metavar="RECIPE", help=f"of the sharpeners [{SHARPENER}]")
+    parser.add_argument(
+        "--set-sharpener", action="append", default=[], metavar="KEY=VALUE", help="override a key of that recipe"
+    )
     parser.add_argument("--eval", default=EVAL, metavar="RECIPE", help=f"of the suite [{EVAL}]")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of that recipe")
     parser.add_argument("--train-only", action="store_true", help="leave scoring to another command")

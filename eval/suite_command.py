@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from eval import published
 from eval.config import keys_text, load_recipe
+from eval.delta_m import Metric
 from eval.encoders import FORMS, Model, open_models
 from eval.scores import Score, check_protocols
 from eval.suite import Suite
@@ -31,14 +33,22 @@ def main(argv: list[str]) -> int:
     suite = Suite(recipe, out, Path(arguments.data_root or recipe.data_root).expanduser(), _say, commit())
     models = open_models(arguments.models, device)
     baseline = arguments.baseline or models[0].name
-    if baseline not in {model.name for model in models}:
-        names = ", ".join(dict.fromkeys(model.name for model in models))
-        raise UserError(f"--baseline {baseline}: no such model", expected=f"one of {names}")
+    check_baseline(baseline, models)
     scores = suite.run(models)
     check_protocols(scores)
     command = shlex.join(["python", "-m", "eval", *argv])
     _report(suite, models, scores, baseline=baseline, title=path.stem, command=command, common=arguments.common)
     return 1 if any(score.error for score in scores) else 0
+
+
+def check_baseline(baseline: str, models: Sequence[Model]) -> None:
+    """Raise `UserError`, before hours are spent, for a baseline that is neither a model nor a published row."""
+    if baseline.startswith(published.PREFIX):
+        published.one(published.load(), baseline)
+    elif baseline not in {model.name for model in models}:
+        names = ", ".join(dict.fromkeys(model.name for model in models))
+        expected = f"one of {names}, or {published.PREFIX}NAME (python -m eval published lists those)"
+        raise UserError(f"--baseline {baseline}: no such model", expected=expected)
 
 
 def _report(suite: Suite, models: Sequence[Model], scores: Sequence[Score], *, baseline: str, **about) -> None:
@@ -48,6 +58,9 @@ def _report(suite: Suite, models: Sequence[Model], scores: Sequence[Score], *, b
     from eval.tables import delta_table
 
     table = delta_table(scores)
+    if baseline.startswith(published.PREFIX):
+        _say(f"{baseline}: {published.source_of(baseline)}")
+        baseline = published.add_published(table, baseline, _units(scores))
     rows = compare(table, baseline, common=about["common"], undefined="missing") if table.directions else []
     report = write(suite, models, scores, table, rows, baseline=baseline, **about)
     _say("")
@@ -59,6 +72,14 @@ def _report(suite: Suite, models: Sequence[Model], scores: Sequence[Score], *, b
         if score.error:
             _say(f"FAILED {score.model}, {score.task}: {score.error}")
     _say(f"report: {report}")
+
+
+def _units(scores: Sequence[Score]) -> dict[Metric, str]:
+    from eval.tables import labels
+
+    columns = labels(scores, counting=True)
+    figures = {(score.task, name): figure for score in scores for name, figure in score.metrics.items()}
+    return {metric: figures[key].unit for key, metric in columns.items() if key in figures}
 
 
 @cache
@@ -73,7 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a file, or one of recipes/eval/: quick, real_small")
     parser.add_argument("models", metavar="MODEL", nargs="+", help="what to score; see below")
-    parser.add_argument("--baseline", metavar="NAME", help="the model that Δm%% is against (default: the first)")
+    about = "the model that Δm%% is against, or published:NAME for a published row (default: the first model)"
+    parser.add_argument("--baseline", metavar="NAME", help=about)
     parser.add_argument("--out", metavar="DIR", help="scores and report (default: runs/eval/<recipe>)")
     parser.add_argument("--data-root", metavar="DIR", help="folder of the data sets (default: the recipe's)")
     parser.add_argument("--device", help="where models run (default: a CUDA device where there is one, else cpu)")

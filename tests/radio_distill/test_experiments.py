@@ -21,7 +21,7 @@ from teachers.features import Dims, Features
 from teachers.seeding import numpy_rng
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("arms", "estimates", "matching", "tables", "ablation", "mode_switching")
+MODULES = ("arms", "estimates", "matching", "tables", "ablation", "mode_switching", "table2")
 
 
 @pytest.fixture(scope="module")
@@ -315,3 +315,27 @@ def test_mode_switching_measures_every_head_at_five_sizes_and_marks_where_it_was
     page = (out / "mode_switching.md").read_text()
     assert page.count("| siglip | CLIP low, SigLIP high |") == 3 and "| 48 px |" in page
     assert (out / "mode_switching.png").stat().st_size > 10_000
+
+
+def test_table_two_trains_sharpeners_then_students_and_scores_seeds_as_repetitions(bench, recipe, started):
+    out = recipe.parent / "table2"
+    shards = yaml.safe_load(recipe.read_text())["streams"]["low"]["shards"]
+    small = [f"streams.train={{shards: '{shards}', size: 64, batch: 2, shuffle: 8}}", "stages.0.steps=2"]
+    small += ["heldout=null", "statistics.batches=2", "optim.warmup=1"]
+    small += ["output={log: 1, save: 2, heldout: 0, pictures: 0}"]
+    arguments = ["--recipe", str(recipe), "--out", str(out), "--only", "none", "featsharp", "--seeds", "0", "1"]
+    arguments += [word for text in small for word in ("--set-sharpener", text)]
+    arguments += ["--eval", "recipes/eval/ablation.yaml", *(word for text in SMALL for word in ("--set", text))]
+    arguments += ["--set", "tasks.zero_shot={task: knn, data: tabletop, size: 64, k: 4}"]
+    assert bench["table2"].main([*arguments, "streams.low.batch=2", "streams.high.batch=2"]) == 0
+    assert started == [f"featsharp-{teacher} seed {seed}" for seed in (0, 1) for teacher in ("clip", "siglip")] + [
+        f"{arm} seed {seed}" for seed in (0, 1) for arm in ("none", "featsharp")
+    ]
+    used = [
+        yaml.safe_load((out / run / "recipe.yaml").read_text())["teachers"]["siglip"]["sharpen"]
+        for run in ("none-seed0", "featsharp-seed1")
+    ]
+    assert used[0] == "none" and used[1].endswith("sharpeners/featsharp-siglip-seed1")
+    page = (out / "report" / "report.md").read_text()
+    assert "**none**" in page.splitlines()[0] and "2 training runs" in page and "featsharp" in page
+    assert bench["table2"].main([*arguments, "--report-only"]) == 0 and len(started) == 8
