@@ -327,7 +327,8 @@ def test_table_two_trains_sharpeners_then_students_and_scores_seeds_as_repetitio
     arguments += [word for text in small for word in ("--set-sharpener", text)]
     arguments += ["--eval", "recipes/eval/ablation.yaml", *(word for text in SMALL for word in ("--set", text))]
     arguments += ["--set", "tasks.zero_shot={task: knn, data: tabletop, size: 64, k: 4}"]
-    assert bench["table2"].main([*arguments, "streams.low.batch=2", "streams.high.batch=2"]) == 0
+    arguments += ["streams.low.batch=2", "streams.high.batch=2"]
+    assert bench["table2"].main(arguments) == 0
     assert started == [f"featsharp-{teacher} seed {seed}" for seed in (0, 1) for teacher in ("clip", "siglip")] + [
         f"{arm} seed {seed}" for seed in (0, 1) for arm in ("none", "featsharp")
     ]
