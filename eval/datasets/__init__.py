@@ -9,6 +9,8 @@ from eval.datasets import (
     karpathy,
     masks,
     navi,
+    nyud,
+    pascal_context,
     spair,
     tabletop,
     voc,
@@ -28,4 +30,6 @@ DATASETS = {  # kind → a module with `Config` and `open_split(name, config, da
     "gqa": gqa,
     "navi": navi,
     "spair": spair,
+    "pascal_context": pascal_context,
+    "nyud": nyud,
 }
