@@ -26,7 +26,7 @@ quickstart: $(READY)  ## the main job end to end on a CPU: shards, sharpener, st
 	$(TRAIN) recipes/featsharp/tabletop_clip.yaml
 	$(TRAIN) recipes/quickstart.yaml
 	$(TRAIN) recipes/quickstart.yaml teachers.clip.sharpen=bilinear run=runs/quickstart_baseline
-	$(BIN)/python -m eval recipes/eval/quick.yaml runs/quickstart runs/quickstart_baseline untrained:runs/quickstart \
+	$(BIN)/python -m eval recipes/eval/quickstart.yaml runs/quickstart runs/quickstart_baseline untrained:runs/quickstart \
 		teacher:tabletop_clip teacher:tabletop_siglip --baseline quickstart_baseline --out runs/quickstart_report
 
 clean-quickstart:  ## remove what quickstart made (not the environment)

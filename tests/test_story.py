@@ -88,7 +88,7 @@ def test_the_report_compares_student_and_baseline(world, student):
     models = [str(student), str(world / "baseline"), f"untrained:{student}"]
     out = world / "report"
     code = evaluate(
-        [str(ROOT / "recipes/eval/quick.yaml"), *models, "--baseline", "baseline", "--out", str(out), *overrides]
+        [str(ROOT / "recipes/eval/quickstart.yaml"), *models, "--baseline", "baseline", "--out", str(out), *overrides]
     )
     assert code == 0
     text = (out / "report.md").read_text()

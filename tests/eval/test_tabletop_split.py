@@ -1,4 +1,4 @@
-"""The tabletop as a data set: every truth of a split is the scene's own, and pictures of one scene share their points."""
+"""The tabletop as a data set: every truth of a split is the scene's own, and views of one scene share their points."""
 
 from __future__ import annotations
 
