@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from eval import published
-from eval.config import keys_text, load_recipe
+from eval import harness, published
+from eval.config import EvalRecipe, keys_text, load_recipe
 from eval.delta_m import Metric
 from eval.encoders import FORMS, Model, open_models
 from eval.scores import Score, check_protocols
@@ -34,7 +34,9 @@ def main(argv: list[str]) -> int:
     models = open_models(arguments.models, device)
     baseline = arguments.baseline or models[0].name
     check_baseline(baseline, models)
-    scores = suite.run(models)
+    imported = harness.imported_scores(arguments.imported, models, arguments.imported_group)
+    check_names(imported, recipe)
+    scores = [*suite.run(models), *imported]
     check_protocols(scores)
     command = shlex.join(["python", "-m", "eval", *argv])
     _report(suite, models, scores, baseline=baseline, title=path.stem, command=command, common=arguments.common)
@@ -49,6 +51,17 @@ def check_baseline(baseline: str, models: Sequence[Model]) -> None:
         names = ", ".join(dict.fromkeys(model.name for model in models))
         expected = f"one of {names}, or {published.PREFIX}NAME (python -m eval published lists those)"
         raise UserError(f"--baseline {baseline}: no such model", expected=expected)
+
+
+def check_names(imported: Sequence[Score], recipe: EvalRecipe) -> None:
+    """Raise `UserError` where a benchmark of an imported file is called as a task of the recipe is."""
+    twice = sorted({score.task for score in imported} & set(recipe.task_settings))
+    if twice:
+        raise UserError(
+            f"{', '.join(twice)}: a task of the recipe, and a benchmark of an imported file",
+            expected="one thing under one name",
+            todo="give the recipe's task another name",
+        )
 
 
 def _report(suite: Suite, models: Sequence[Model], scores: Sequence[Score], *, baseline: str, **about) -> None:
@@ -92,13 +105,17 @@ def _parser() -> argparse.ArgumentParser:
         "Keys of a recipe (NAME is yours to choose):\n" + keys_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a file, or one of recipes/eval/: quick, real_small")
+    parser.add_argument("recipe", metavar="RECIPE", help="a file, or one of recipes/eval/: quick, tabletop, full")
     parser.add_argument("models", metavar="MODEL", nargs="+", help="what to score; see below")
     about = "the model that Δm%% is against, or published:NAME for a published row (default: the first model)"
     parser.add_argument("--baseline", metavar="NAME", help=about)
     parser.add_argument("--out", metavar="DIR", help="scores and report (default: runs/eval/<recipe>)")
     parser.add_argument("--data-root", metavar="DIR", help="folder of the data sets (default: the recipe's)")
     parser.add_argument("--device", help="where models run (default: a CUDA device where there is one, else cpu)")
+    about = f"figures of a VLM evaluation harness (lmms-eval, lm-evaluation-harness, VLMEvalKit), as {harness.FORM}"
+    parser.add_argument("--imported", metavar="MODEL=FILE", action="append", default=[], help=about)
+    about = "column of Δm%% that they enter (default: %(default)s)"
+    parser.add_argument("--imported-group", metavar="NAME", default=harness.GROUP, help=about)
     parser.add_argument("--common", action="store_true", help="Δm%% over shared metrics where a row is incomplete")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key of the recipe")
     return parser

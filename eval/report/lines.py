@@ -70,7 +70,7 @@ def _line(table: Table, metric: Metric, figures: dict[str, MetricScore]) -> Line
     cells = {
         model: Cell("n/a", note=table.absent.get((model, metric), "not scored"))
         if value is None
-        else replace(_cell(value, unit), mark=marks[model], level=level(value, figures.get(model)))
+        else replace(_cell(value, unit, figures.get(model)), mark=marks[model], level=level(value, figures.get(model)))
         for model, value in found.items()
     }
     chance = "–" if figure is None or figure.chance is None else number(figure.chance, unit)
@@ -86,8 +86,10 @@ def _published_unit(table: Table, metric: Metric) -> str:
     return next((column.unit for column in columns if column.metric == metric), "")
 
 
-def _cell(value: Estimate, unit: str) -> Cell:
-    return Cell(number(value.mean, unit), "" if value.error is None else f"± {number(value.error, unit)}")
+def _cell(value: Estimate, unit: str, figure: MetricScore | None) -> Cell:
+    """A published figure (one without a score) is taken as exact, which is no error of 0."""
+    error = None if figure is None else value.error
+    return Cell(number(value.mean, unit), "" if error is None else f"± {number(error, unit)}")
 
 
 def decimals(unit: str) -> int:

@@ -25,7 +25,9 @@ def mistakes(tmp_path, text) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", ["recipes/eval/quick.yaml", "recipes/eval/tabletop.yaml", "recipes/eval/real_small.yaml", "eval/quick"])
+@pytest.mark.parametrize(
+    "name", ["recipes/eval/quick.yaml", "recipes/eval/tabletop.yaml", "recipes/eval/real_small.yaml", "eval/quick"]
+)
 def test_shipped_recipes_are_valid(name):
     recipe, path = load_recipe(name)
     assert recipe.about and set(recipe.task_settings) >= {"knn", "segmentation"}
