@@ -83,9 +83,10 @@ class Suite:
         will say why)."""
         config = self.recipe.datasets[cell.settings.data].model_dump(mode="json", exclude={"path", "get", "expect"})
         try:
-            parts = [self.split(cell.settings.data, part).identity for part in cell.module.SPLITS]
+            splits = [self.split(cell.settings.data, part) for part in cell.module.SPLITS]
         except Exception:  # whatever a reader meets: `score` meets it again and records it
             return "absent"
+        parts = [part for split in splits for part in (split.identity, split.truth_identity) if part]
         return "+".join([*parts, identity_of({}, sorted(config.items()))])
 
     def key(self, cell: Cell) -> str:

@@ -33,8 +33,8 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
     texts = [words[: config.captions] for _, words in chosen]
     return Split(
         data=name, part=part, count=len(files), source=f"{found.root} ({found.folder})",
-        identity=files_identity(files, found.root), image=lambda index: read_image(files[index]),
-        captions=lambda index: texts[index],
+        identity=files_identity(files, found.root), truth_identity=found.identity,
+        image=lambda index: read_image(files[index]), captions=lambda index: texts[index],
     )  # fmt: skip
 
 

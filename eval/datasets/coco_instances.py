@@ -55,6 +55,7 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
     left_out = sum(picture.degenerate for picture in pictures)
     return Split(
         data=name, part=part, count=len(files), identity=files_identity(files, found.root),
+        truth_identity=found.identity,
         source=f"{found.root} ({found.folder})" + (f"; {left_out} boxes without area left out" if left_out else ""),
         image=lambda index: _image(files[index], pictures[index].size),
         instances=lambda index: _instances(pictures[index], indices, found), thing_names=tuple(categories.values()),

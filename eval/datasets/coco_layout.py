@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
-from eval.datasets.split import find_root
+from eval.datasets.split import files_identity, find_root
 from radio_distill.documents import Section
 from teachers.errors import UserError
 
@@ -41,6 +41,11 @@ class CocoPart:
     def annotations(self) -> Path:
         """The annotation file."""
         return self.root / "annotations" / f"{self.kind}_{self.folder}.json"
+
+    @property
+    def identity(self) -> str:
+        """Changes with the annotation file."""
+        return files_identity([self.annotations], self.root)
 
     def parse(self, parser: Callable[[Any], T], expected: str) -> T:
         """What `parser` makes of the annotation file; `UserError` where there is none, or not what it looks for.

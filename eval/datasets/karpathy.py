@@ -56,7 +56,8 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
     texts = [captions[: config.captions] for _, captions in rows]
     return Split(
         data=name, part=part, count=len(files), source=f"{root} ({config.annotations}, {' + '.join(wanted)})",
-        identity=files_identity(files, root), image=lambda index: read_image(files[index]),
+        identity=files_identity(files, root), truth_identity=files_identity([root / config.annotations], root),
+        image=lambda index: read_image(files[index]),
         captions=lambda index: texts[index],
     )  # fmt: skip
 

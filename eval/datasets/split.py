@@ -81,6 +81,7 @@ class Split:
     count: int
     identity: str  # changes with the pictures: the key of cached features
     source: str  # where it comes from, in words
+    truth_identity: str = field(default="", kw_only=True)  # changes with the files of truths, where they are others
     image: Callable[[int], Tensor] = field(repr=False)
     label: Callable[[int], int] | None = field(default=None, repr=False)
     captions: Callable[[int], list[str]] | None = field(default=None, repr=False)

@@ -185,3 +185,40 @@ def test_mask_mistakes(tmp_path):
             open_split(tmp_path, **config).mask(0)
     with pytest.raises(UserError, match="holds 1 names"):
         open_split(tmp_path, **config, names=["sky"])
+
+
+def test_a_corrected_truth_is_another_set_whose_features_are_kept(tmp_path):
+    def write(labels: np.ndarray) -> None:
+        for part in ("training", "validation"):
+            save(tmp_path / "images" / part / "a.png", grey())
+            save(tmp_path / "annotations" / part / "a.png", labels)
+
+    def opened():
+        return open_split(tmp_path, kind="masks", path=".", classes=2)
+
+    write(np.zeros((8, 8)))
+    before = opened()
+    write(np.indices((8, 8)).sum(axis=0) % 2)  # another file size, as a corrected mask has
+    after = opened()
+    assert before.identity == after.identity and before.truth_identity != after.truth_identity
+    assert after.truth_identity == opened().truth_identity
+
+
+def test_a_score_is_of_the_truths_that_it_was_judged_by(tmp_path):
+    from dataclasses import replace
+
+    from worlds import Truth, make_split
+
+    from eval.config import load_recipe
+    from eval.encoders import Model
+    from eval.suite import Suite
+
+    (tmp_path / "r.yaml").write_text("data: {it: {kind: tabletop}}\ntasks: {knn: {task: knn, data: it}}")
+    suite = Suite(load_recipe(tmp_path / "r.yaml")[0], tmp_path, tmp_path)
+    (cell,) = suite.cells([Model("m", "m", Truth())])
+    keys = []
+    for truth in ("", "one", "another"):
+        for part in ("train", "val"):
+            suite._splits["it", part] = replace(make_split(part), truth_identity=truth)
+        keys.append(suite.key(cell))
+    assert len(set(keys)) == 3
