@@ -49,7 +49,8 @@ def masked_split(
 
     return Split(
         data=name, part=part, count=len(pairs), source=f"{root} ({part})", identity=files_identity(images, root),
-        truth_identity=files_identity(masks, root), image=lambda index: read_image(images[index]), mask=mask, mask_names=tuple(classes),
+        truth_identity=files_identity(masks, root), image=lambda index: read_image(images[index]), mask=mask,
+        mask_names=tuple(classes),
     )  # fmt: skip
 
 
