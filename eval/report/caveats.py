@@ -101,7 +101,7 @@ def uncertainty(table: Table, scores: Sequence[Score], rows: Sequence[Row]) -> s
     covers = []
     if table.resamples:
         covers.append("the choice of test pictures (200 bootstrap resamples, the same for every model)")
-    if seeds:
+    if len(seeds) > 1:
         covers.append(f"{len(seeds)} {'training runs' if repeated else 'probe seeds'}")
     if not covers:
         return "No standard errors: one value a cell."
