@@ -21,9 +21,11 @@ from eval.probes import value_grid
 from eval.resampling import metric, ratio
 from eval.scores import MetricScore
 
+ASKED = 100_000  # training pixels whose constant answer is looked for, at most
+
 
 class Values(Output):
-    """Numbers of every pixel, known of some: L1; the error is compared with that of the training pixels' mean."""
+    """Numbers of every pixel, known of some: L1; the error is compared with that of the best constant."""
 
     unit: ClassVar[str]
 
@@ -33,11 +35,16 @@ class Values(Output):
         known = self.labels.isfinite().all(dim=1)
         if not known.any():
             raise self._missing(train, "known pixel")
-        self.mean = self.normed(self.labels.movedim(1, -1)[known].mean(dim=0)[:, None, None])  # C×1×1
+        pixels = self.labels.movedim(1, -1)[known]
+        self.constant = self.best(pixels[:: len(pixels) // ASKED + 1])[:, None, None]  # C×1×1
 
     @abstractmethod
     def normed(self, values: Tensor) -> Tensor:
         """Values ...×C×H×W as they should be."""
+
+    @abstractmethod
+    def best(self, pixels: Tensor) -> Tensor:
+        """Of the values of training pixels n×C, the constant answer C with the least error."""
 
     @abstractmethod
     def errors(self, answer: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +63,7 @@ class Values(Output):
 
     def judge(self, index: int, answer: Tensor) -> np.ndarray:
         truth, large = self._compared(index, answer)
-        constant = self.mean.to(large).expand_as(large)
+        constant = self.constant.to(large).expand_as(large)
         return torch.stack([*self.errors(large, truth), self.errors(constant, truth)[0]]).double().cpu().numpy()
 
     def score(self, contributions: np.ndarray) -> MetricScore:
@@ -76,6 +83,9 @@ class Normals(Values):
 
     def normed(self, values: Tensor) -> Tensor:
         return F.normalize(values, dim=-3)
+
+    def best(self, pixels: Tensor) -> Tensor:
+        return median_direction(pixels)
 
     def errors(self, answer: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         found = normal_errors(answer, truth)
@@ -97,6 +107,9 @@ class Depth(Values):
     def normed(self, values: Tensor) -> Tensor:
         return values
 
+    def best(self, pixels: Tensor) -> Tensor:
+        return pixels.mean(dim=0)
+
     def errors(self, answer: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         found = depth_errors(answer[0], truth)
         return found.squared, found.known
@@ -109,3 +122,15 @@ class Depth(Values):
         known = truth[truth.isfinite()]
         low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
         return paint_depth(truth, low, high), paint_depth(large[0], low, high)
+
+
+def median_direction(normals: Tensor, rounds: int = 50) -> Tensor:
+    """The unit vector 3 that is least far, on average, from unit vectors n×3, by Weiszfeld's iterations.
+
+    The mean direction is no such: where most pixels face one way and the rest another, it lies between, off from all.
+    """
+    direction = F.normalize(normals.mean(dim=0), dim=0)
+    for _ in range(rounds):
+        nearness = 1 / torch.linalg.vector_norm(normals - direction, dim=1).clamp(min=1e-3)
+        direction = F.normalize(nearness @ normals, dim=0)
+    return direction

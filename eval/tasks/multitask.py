@@ -51,7 +51,9 @@ PROTOCOL = (
     "(thinned, matched one to one within a tolerance that is a share of the diagonal; one threshold for all pictures; "
     "no suppression of non-maxima first). Ignored and unknown pixels count for nothing. A seed decides the head's "
     "initialisation and the order of pictures. Chance: the training pixels' most frequent class; everything salient; "
-    "the training pixels' mean normal and mean depth; boundary scores drawn uniformly for each pixel."
+    "the training pixels' median direction (which is least far from them on average) and mean depth; boundary scores "
+    "drawn uniformly for each pixel. (A head that sees nothing still learns from its zero padding where in a picture "
+    "things tend to be, and may score somewhat more.)"
 )
 Name = Literal["semseg", "parts", "saliency", "normals", "boundary", "depth"]
 

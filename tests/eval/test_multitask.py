@@ -27,20 +27,21 @@ CLASSES, PARTS = 4, 3
 
 
 def truths(part: str, count: int, shape=(16, 16)) -> dict[str, torch.Tensor]:
-    """A slanted ground with an upright rectangle of one of three classes, in two parts, N×...×H×W each."""
+    """A slanted ground with an upright rectangle of one of three classes, in two parts, N×...×H×W each.
+
+    Rectangles may be anywhere, across the picture's rim too: where a pixel is says nothing of what it is.
+    """
     rng = torch_rng("rectangles", part)
     mask, parts = torch.zeros(count, *shape, dtype=torch.long), torch.zeros(count, *shape, dtype=torch.long)
     depth = 2 + torch.linspace(0.5, -0.5, shape[0])[:, None].expand(count, *shape).clone()
-    normals = F.normalize(torch.tensor([0.0, -1, -0.3]), dim=0)[None, :, None, None].expand(count, 3, *shape).clone()
     for i in range(count):
-        top, left = (int(torch.randint(1, side // 2, (), generator=rng)) for side in shape)
         high, wide = (int(torch.randint(5, side // 2, (), generator=rng)) for side in shape)
-        inside = (i, slice(top, top + high), slice(left, left + wide))
-        mask[inside] = 1 + i % 3
-        parts[inside] = 1
-        parts[i, top : top + high // 2, left : left + wide] = 2
-        depth[inside] = 1 + float(torch.rand((), generator=rng)) / 2
-        normals[i, :, top : top + high, left : left + wide] = torch.tensor([0.0, 0, -1])[:, None, None]
+        shift = [int(torch.randint(side, (), generator=rng)) for side in shape]
+        mask[i, :high, :wide], parts[i, :high, :wide], parts[i, : high // 2, :wide] = 1 + i % 3, 1, 2
+        mask[i], parts[i] = mask[i].roll(shift, (0, 1)), parts[i].roll(shift, (0, 1))
+        depth[i, mask[i] > 0] = 1 + float(torch.rand((), generator=rng)) / 2
+    ground, upright = (F.normalize(torch.tensor(way), dim=0)[:, None, None] for way in ([0, -1, -0.3], [0, 0, -1.0]))
+    normals = torch.where(mask[:, None] > 0, upright, ground)
     edges = torch.zeros(count, *shape, dtype=torch.long)
     edges[:, :, :-1] |= (mask[:, :, 1:] != mask[:, :, :-1]).long()
     edges[:, :-1] |= (mask[:, 1:] != mask[:, :-1]).long()
