@@ -68,6 +68,25 @@ def test_counts_by_hand():
     assert boundary_counts(line(10), np.zeros((20, 30)), np.array([0.5]), 0.03)[0].tolist() == [0, true, 0]
 
 
+@pytest.mark.parametrize("tolerance", [0.11, 0.17])  # of a diagonal of 10: 1.1 and 1.7 pixels
+def test_counts_and_ods_of_random_maps_agree_with_trying_everything(tolerance):
+    from skimage.morphology import skeletonize
+
+    rng, levels, total = numpy_rng("tiny maps", str(tolerance)), np.array([0.3, 0.6, 0.8]), 0
+    wanted = np.zeros((3, 3))
+    for _ in range(8):
+        scores, truth = rng.random((6, 8)), (rng.random((6, 8)) < 0.3).astype(int)
+        truth[rng.random((6, 8)) < 0.1] = IGNORE
+        counted, true = truth != IGNORE, np.argwhere(skeletonize(truth == 1))
+        for row, level in enumerate(levels):
+            found = np.array([p for p in np.argwhere(skeletonize(scores >= level)) if counted[tuple(p)]]).reshape(-1, 2)
+            wanted[row] += most_pairs(found, true, tolerance * 10), len(found), len(true)
+        total = total + boundary_counts(scores, truth, levels, tolerance)
+    np.testing.assert_array_equal(total, wanted)
+    precision, recall = wanted[:, 0] / wanted[:, 1], wanted[:, 0] / wanted[:, 2]
+    np.testing.assert_allclose(f_measures(total), 200 * precision * recall / (precision + recall))
+
+
 def test_what_is_wide_is_thinned_on_either_side():
     thick = boundary_counts(line(9, 3), line(10), np.array([0.5]), 0.03)[0]
     assert f_measures(thick) > 90 and thick[1] <= 20

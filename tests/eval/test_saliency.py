@@ -40,6 +40,19 @@ def test_the_conventions_are_those_of_the_field():
     np.testing.assert_allclose(THRESHOLDS, np.arange(0.05, 0.99, 0.05))
 
 
+def test_the_largest_f_is_that_of_the_precision_recall_curve():
+    from sklearn.metrics import precision_recall_curve
+
+    scores, truth = pictures(1)
+    levels = (scores * 20).floor() / 20  # in steps of the thresholds: the curve has no others
+    counted = truth[0] != IGNORE
+    precision, recall, at = precision_recall_curve(truth[0][counted], levels[0][counted])
+    inside = (at > 0) & (at < 1)
+    precision, recall = precision[:-1][inside], recall[:-1][inside]
+    wanted = 100 * (1.3 * precision * recall / np.maximum(0.3 * precision + recall, 1e-12)).max()
+    assert f_measures(saliency_counts(levels[0], truth[0]), 0.3).max() == pytest.approx(wanted, rel=1e-6)
+
+
 def test_a_perfect_map_scores_100_and_an_empty_one_nothing():
     truth = pictures()[1][0]
     np.testing.assert_allclose(f_measures(saliency_counts((truth == 1).float(), truth), 0.3), 100)
