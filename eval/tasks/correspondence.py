@@ -21,9 +21,8 @@ from eval.paint import picture
 from eval.resampling import metric
 from eval.scores import MetricScore
 from eval.task_settings import TaskSettings
-from eval.tasks.task import Context, Example, Need, Result, chosen
+from eval.tasks.task import Context, Example, Result, alone, chosen, maps_of
 from teachers.errors import UserError
-from teachers.features import Encoder
 
 VERSION = 1
 GROUP = "Probe3D"
@@ -80,12 +79,8 @@ class Matched:
     still: Tensor  # P, metres between it and the candidate that is nearest in the picture
 
 
-def partners(ctx: Context) -> list[Encoder]:
-    return []
-
-
-def parts(ctx: Context) -> list[Need]:
-    return [(ctx.model.encoder, "val", "backbone.spatial")]
+partners = alone
+parts = maps_of(*SPLITS)
 
 
 def run(ctx: Context) -> Result:

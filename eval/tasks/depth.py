@@ -19,9 +19,8 @@ from eval.feature_cache import Stored
 from eval.geometry_metrics import DepthErrors, Figure, depth_errors, in_range, over_pictures, rmse, share, stack
 from eval.paint import paint_depth, picture
 from eval.probes import answers, train, value_grid
-from eval.tasks.task import Context, Example, Need, Result, chosen
+from eval.tasks.task import Context, Example, Result, alone, chosen, maps_of
 from teachers.errors import UserError
-from teachers.features import Encoder
 from teachers.seeding import seeded
 
 VERSION = 1
@@ -67,12 +66,8 @@ class Settings(DptSettings):
         return value
 
 
-def partners(ctx: Context) -> list[Encoder]:
-    return []
-
-
-def parts(ctx: Context) -> list[Need]:
-    return [(ctx.model.encoder, "train", "backbone.spatial"), (ctx.model.encoder, "val", "backbone.spatial")]
+partners = alone
+parts = maps_of(*SPLITS)
 
 
 def run(ctx: Context) -> Result:

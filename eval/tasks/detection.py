@@ -20,9 +20,9 @@ from eval.paint import paint_boxes, picture
 from eval.probes import TrainSettings, train
 from eval.resampling import counts
 from eval.scores import MetricScore
-from eval.tasks.task import Context, Example, Need, Result, chosen
+from eval.tasks.task import Context, Example, Result, alone, chosen, maps_of
 from teachers.errors import UserError
-from teachers.features import Encoder, Size
+from teachers.features import Size
 from teachers.seeding import seeded
 
 VERSION = 1
@@ -63,12 +63,8 @@ class Settings(TrainSettings):
     )
 
 
-def partners(ctx: Context) -> list[Encoder]:
-    return []
-
-
-def parts(ctx: Context) -> list[Need]:
-    return [(ctx.model.encoder, "train", "backbone.spatial"), (ctx.model.encoder, "val", "backbone.spatial")]
+partners = alone
+parts = maps_of(*SPLITS)
 
 
 def run(ctx: Context) -> Result:

@@ -13,7 +13,7 @@ from eval.datasets.split import choose
 from eval.feature_cache import View
 from eval.resampling import metric, ratio
 from eval.scores import MetricScore
-from eval.tasks.task import Context, Need, NotApplicable, Result, TaskSettings
+from eval.tasks.task import Context, Need, NotApplicable, Result, TaskSettings, alone
 from featsharp.config import ViewsConfig
 from featsharp.fidelity import Fidelity, fixed_views
 from featsharp.multiview import fully_inside
@@ -22,7 +22,6 @@ from featsharp.runs import open_run, restore
 from featsharp.sharpener import Sharpener
 from featsharp.task import SharpenObjective
 from teachers.errors import UserError
-from teachers.features import Encoder
 
 VERSION = 1
 GROUP = "Fidelity"
@@ -50,8 +49,7 @@ class Settings(TaskSettings):
     views: ViewsConfig = ViewsConfig()
 
 
-def partners(ctx: Context) -> list[Encoder]:
-    return []
+partners = alone
 
 
 def parts(ctx: Context) -> list[Need]:

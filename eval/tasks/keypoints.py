@@ -21,9 +21,9 @@ from eval.paint import picture
 from eval.resampling import metric
 from eval.scores import MetricScore
 from eval.task_settings import TaskSettings
-from eval.tasks.task import Context, Example, Need, Result, chosen
+from eval.tasks.task import Context, Example, Result, alone, chosen, maps_of
 from teachers.errors import UserError
-from teachers.features import Encoder, Size
+from teachers.features import Size
 
 VERSION = 1
 GROUP = "Probe3D"
@@ -53,12 +53,8 @@ class Settings(TaskSettings):
     )
 
 
-def partners(ctx: Context) -> list[Encoder]:
-    return []
-
-
-def parts(ctx: Context) -> list[Need]:
-    return [(ctx.model.encoder, "val", "backbone.spatial")]
+partners = alone
+parts = maps_of(*SPLITS)
 
 
 def run(ctx: Context) -> Result:

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eval.resampling import hits, metric, percentage
-from eval.tasks.task import Context, Need, NotApplicable, Result, TaskSettings
+from eval.tasks.task import Context, Result, TaskSettings, alone, summaries_of
 from teachers.errors import UserError
-from teachers.features import Encoder
 
 VERSION = 1
 GROUP = "Classification"
@@ -36,15 +35,8 @@ class Settings(TaskSettings):
     temperature: Annotated[float, Field(gt=0)] = Field(0.07, description="of the votes' weights")
 
 
-def partners(ctx: Context) -> list[Encoder]:
-    return []
-
-
-def parts(ctx: Context) -> list[Need]:
-    encoder = ctx.model.encoder
-    if encoder.dims.summary is None:
-        raise NotApplicable("the model has no summary")
-    return [(encoder, "train", "backbone.summary"), (encoder, "val", "backbone.summary")]
+partners = alone
+parts = summaries_of(*SPLITS)
 
 
 def run(ctx: Context) -> Result:

@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eval.resampling import hits, metric, percentage
-from eval.tasks.task import Context, Need, NotApplicable, Result, TaskSettings
+from eval.tasks.task import Context, Result, TaskSettings, alone, summaries_of
 from teachers.errors import UserError
-from teachers.features import Encoder
 from teachers.seeding import numpy_rng
 
 VERSION = 1
@@ -54,15 +53,8 @@ class Settings(TaskSettings):
     )
 
 
-def partners(ctx: Context) -> list[Encoder]:
-    return []
-
-
-def parts(ctx: Context) -> list[Need]:
-    encoder = ctx.model.encoder
-    if encoder.dims.summary is None:
-        raise NotApplicable("the model has no summary")
-    return [(encoder, "train", "backbone.summary"), (encoder, "val", "backbone.summary")]
+partners = alone
+parts = summaries_of(*SPLITS)
 
 
 def run(ctx: Context) -> Result:

@@ -22,9 +22,8 @@ from eval.outputs import OUTPUTS
 from eval.outputs.output import DenseSettings, Output, enlarged
 from eval.paint import picture
 from eval.probes import answers, train
-from eval.tasks.task import Context, Example, Need, Result, chosen
+from eval.tasks.task import Context, Example, Result, alone, chosen, maps_of
 from radio_distill.documents import Section
-from teachers.features import Encoder
 from teachers.seeding import seeded
 
 VERSION = 1
@@ -93,12 +92,8 @@ class Settings(DenseSettings):
         return value
 
 
-def partners(ctx: Context) -> list[Encoder]:
-    return []
-
-
-def parts(ctx: Context) -> list[Need]:
-    return [(ctx.model.encoder, "train", "backbone.spatial"), (ctx.model.encoder, "val", "backbone.spatial")]
+partners = alone
+parts = maps_of(*SPLITS)
 
 
 def run(ctx: Context) -> Result:

@@ -28,9 +28,8 @@ from eval.geometry_metrics import (
 )
 from eval.paint import paint_normals, picture
 from eval.probes import answers, train, value_grid
-from eval.tasks.task import Context, Example, Need, Result, chosen
+from eval.tasks.task import Context, Example, Result, alone, chosen, maps_of
 from teachers.errors import UserError
-from teachers.features import Encoder
 from teachers.seeding import seeded
 
 VERSION = 1
@@ -64,12 +63,8 @@ class Settings(DptSettings):
     task: Literal["normals"]
 
 
-def partners(ctx: Context) -> list[Encoder]:
-    return []
-
-
-def parts(ctx: Context) -> list[Need]:
-    return [(ctx.model.encoder, "train", "backbone.spatial"), (ctx.model.encoder, "val", "backbone.spatial")]
+partners = alone
+parts = maps_of(*SPLITS)
 
 
 def run(ctx: Context) -> Result:

@@ -17,8 +17,7 @@ from eval.datasets.split import IGNORE, Split
 from eval.feature_cache import Stored
 from eval.paint import paint_classes, picture
 from eval.probes import ProbeSettings, answers, label_grid, linear_head, train
-from eval.tasks.task import Context, Example, Need, Result, chosen
-from teachers.features import Encoder
+from eval.tasks.task import Context, Example, Result, alone, chosen, maps_of
 from teachers.seeding import seeded
 
 VERSION = 1
@@ -42,12 +41,8 @@ class Settings(ProbeSettings):
     task: Literal["segmentation"]
 
 
-def partners(ctx: Context) -> list[Encoder]:
-    return []
-
-
-def parts(ctx: Context) -> list[Need]:
-    return [(ctx.model.encoder, "train", "backbone.spatial"), (ctx.model.encoder, "val", "backbone.spatial")]
+partners = alone
+parts = maps_of(*SPLITS)
 
 
 def run(ctx: Context) -> Result:

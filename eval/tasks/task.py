@@ -30,7 +30,10 @@ from eval.scores import MetricScore
 from eval.task_settings import TaskSettings
 from teachers.features import Encoder, Size
 
-__all__ = ["Context", "Example", "Need", "NotApplicable", "Result", "TaskSettings", "chosen"]
+__all__ = [
+    "Context", "Example", "Need", "NotApplicable", "Result", "TaskSettings", "alone", "chosen", "maps_of",
+    "summaries_of",
+]  # fmt: skip
 
 Need = tuple[Encoder, str, str]  # encoder, split ("train" or "val"), part
 
@@ -97,3 +100,24 @@ class Context:
         """`output` (such as `backbone.summary`) of all pictures of split `part`."""
         encoder = self.model.encoder if encoder is None else encoder
         return self.cache.get(encoder, self.view(part, encoder), output)
+
+
+def alone(ctx: Context) -> list[Encoder]:
+    """`partners` of a task that asks the model and nobody else."""
+    return []
+
+
+def maps_of(*splits: str) -> Callable[[Context], list[Need]]:
+    """`parts` of a task that reads the backbone's feature maps of these splits."""
+    return lambda ctx: [(ctx.model.encoder, split, "backbone.spatial") for split in splits]
+
+
+def summaries_of(*splits: str) -> Callable[[Context], list[Need]]:
+    """`parts` of a task that reads the backbone's summaries of these splits; not applicable to a model without."""
+
+    def needs(ctx: Context) -> list[Need]:
+        if ctx.model.encoder.dims.summary is None:
+            raise NotApplicable("the model has no summary")
+        return [(ctx.model.encoder, split, "backbone.summary") for split in splits]
+
+    return needs

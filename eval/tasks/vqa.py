@@ -24,7 +24,7 @@ from eval.probes import TrainSettings, train
 from eval.reader import Pair, Reader, decode, lay_out
 from eval.resampling import metric, percentage
 from eval.scores import MetricScore
-from eval.tasks.task import Context, Example, Need, Result, chosen
+from eval.tasks.task import Context, Example, Result, chosen, maps_of
 from eval.text_tiles import BLACK, GREEN, RED, tile
 from teachers.errors import UserError
 from teachers.seeding import numpy_rng, seeded
@@ -76,8 +76,7 @@ def partners(ctx: Context) -> list[Folder]:
     return [] if folder is None else [folder]
 
 
-def parts(ctx: Context) -> list[Need]:
-    return [(ctx.model.encoder, "train", "backbone.spatial"), (ctx.model.encoder, "val", "backbone.spatial")]
+parts = maps_of(*SPLITS)
 
 
 def run(ctx: Context) -> Result:
