@@ -100,8 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m eval",
         description="Score models under one protocol, skipping what is scored already, and write the report.\n"
-        "Other commands, each with --help: python -m eval data (which data sets of a recipe are there), protocols (what\n"
-        "every task does), delta (Δm% of a plain table), published (figures of papers, checked).",
+        "Other commands, each with --help: python -m eval data (which data sets of a recipe are there), protocols\n"
+        "(what every task does), delta (Δm% of a plain table), published (figures of papers, checked).",
         epilog=f"A MODEL is {FORMS}.\nModels given one NAME are repetitions (training seeds).\n\n"
         "Keys of a recipe (NAME is yours to choose):\n" + keys_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
