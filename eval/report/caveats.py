@@ -24,7 +24,10 @@ class Caveat:
 
 def caveats(scores: Sequence[Score], rows: Sequence[Row], lines: Sequence[Line], baseline: str) -> list[Caveat]:
     """Every warning that applies, the weightiest first."""
-    found = [_trained_once(scores), *_too_small(rows, lines, baseline), _few(lines), _chance(lines)]
+    found = [
+        _trained_once(scores), _idle_baseline(lines, baseline), *_too_small(rows, lines, baseline), _few(lines),
+        _chance(lines),
+    ]  # fmt: skip
     return [caveat for caveat in found if caveat is not None]
 
 
@@ -40,6 +43,18 @@ def _trained_once(scores: Sequence[Score]) -> Caveat | None:
         "two recipes here can be chance. Give several runs one name (a=runs/a-seed0 a=runs/a-seed1), and the interval "
         "is over training seeds.",
     )
+
+
+def _idle_baseline(lines: Sequence[Line], baseline: str) -> Caveat | None:
+    """A Δ% against next to nothing is large whatever the difference is."""
+    at = [str(line.metric) for line in lines if baseline in line.cells and line.cells[baseline].level]
+    if not at:
+        return None
+    text = (
+        f"{baseline} knows nothing on {len(at)} of {len(lines)} metrics, and percentages of next to nothing are large "
+        "whatever the difference: they weigh most in Δm% and mean least. A baseline that has learnt says more."
+    )
+    return Caveat("The baseline is at chance.", text, tuple(at))
 
 
 def _too_small(rows: Sequence[Row], lines: Sequence[Line], baseline: str) -> list[Caveat]:

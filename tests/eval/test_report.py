@@ -216,6 +216,16 @@ def test_what_is_no_better_than_chance_is_marked(tmp_path):
     assert r"\underline{11.0}$^{\approx}$" in files["scores.tex"] and r"5.0$^{<}$" in files["scores.tex"]
     chance = warnings(files)["No better than chance."]
     assert "Classification / top-1, chance 10.0: at (≈ chance), below (below chance)" in chance and "base" not in chance
+    assert "The baseline is at chance." not in warnings(files)
+
+
+def test_a_baseline_that_knows_nothing_is_warned_of(tmp_path):
+    scores = [score(model, metrics={"top-1": figure(value, chance=10.0)}) for model, value in (("base", 11), ("a", 50))]
+    scores += [score(model, "words", {"R@1": figure(value, chance=1.0)}, group="Retrieval")
+               for model, value in (("base", 20.0), ("a", 30.0))]  # fmt: skip
+    found = warnings(report(tmp_path, scores))["The baseline is at chance."]
+    assert found.startswith("base knows nothing on 1 of 2 metrics") and "Classification / top-1" in found
+    assert "Retrieval" not in found
 
 
 def test_figures_without_an_interval_are_at_chance_only_where_they_equal_it(tmp_path):
