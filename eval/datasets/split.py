@@ -57,7 +57,7 @@ class ViewPair:
 
     first: int
     second: int  # numbers of pictures
-    angle: float  # degrees between the two cameras' directions; NaN where unknown
+    angle: float  # degrees that turn one camera into the other, roll included; NaN where unknown
 
 
 @dataclass(frozen=True, eq=False)
