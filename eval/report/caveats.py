@@ -11,6 +11,7 @@ from eval.report.lines import Line
 from eval.scores import Score
 
 FEW = 100  # test pictures, below which an interval is itself a rough guess
+MANY = 20  # tested differences, from which on one of them is expected to look real by chance
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Caveat:
 def caveats(scores: Sequence[Score], rows: Sequence[Row], lines: Sequence[Line], baseline: str) -> list[Caveat]:
     """Every warning that applies, the weightiest first."""
     found = [
-        _trained_once(scores), _idle_baseline(lines, baseline), *_too_small(rows, lines, baseline), _few(lines),
-        _chance(lines),
+        _trained_once(scores), _idle_baseline(lines, baseline), *_too_small(rows, lines, baseline),
+        _many(rows, baseline), _few(lines), _chance(lines),
     ]  # fmt: skip
     return [caveat for caveat in found if caveat is not None]
 
@@ -84,6 +85,20 @@ def _too_small(rows: Sequence[Row], lines: Sequence[Line], baseline: str) -> lis
         *caveat("No interval.", lambda found: found.error is None,
                 "come from one value a cell: nothing says whether they are chance.", True),
     ]  # fmt: skip
+
+
+def _many(rows: Sequence[Row], baseline: str) -> Caveat | None:
+    """How many of the differences would look real if none was: 95 % intervals miss one in twenty."""
+    known = [found for row in rows if row.model != baseline for found in row.metrics.values()]
+    tested = [found for found in known if found is not None and found.error is not None]
+    if len(tested) < MANY:
+        return None
+    real = sum(found.resolved for found in tested)
+    text = (
+        f"{real} of {len(tested)} differences from {baseline} are not 0 by their 95 % intervals; if every model were "
+        f"as good as {baseline}, about {round(0.05 * len(tested))} would still look so. Trust a pattern over one cell."
+    )
+    return Caveat("Many comparisons.", text)
 
 
 def _few(lines: Sequence[Line]) -> Caveat | None:

@@ -193,6 +193,15 @@ def test_test_sets_too_small_to_tell(tmp_path):
     assert "n = 20: all metrics" in found["Fewer than 100 test pictures."]
 
 
+def test_many_comparisons_are_counted(tmp_path):
+    rows = {"base": (50.0, 40.0, 60.0), **{f"m{i}": (50.0, 40.1, 90.0) for i in range(8)}}
+    found = warnings(report(tmp_path / "many", three_groups(rows, spread=1.0, n=200)))
+    assert found["Many comparisons."].startswith("8 of 24 differences from base are not 0")
+    assert "about 1 would still look so" in found["Many comparisons."]
+    few = dict(list(rows.items())[:7])  # 18 differences: nothing is expected by chance
+    assert "Many comparisons." not in warnings(report(tmp_path / "few", three_groups(few, spread=1.0, n=200)))
+
+
 def test_figures_without_an_interval_are_warned_of(tmp_path):
     found = warnings(
         report(tmp_path, three_groups({"base": (50.0, 40.0, 60.0), "other": (51.0, 41.0, 61.0)}, spread=None))
