@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from teachers.errors import UserError
@@ -20,11 +21,22 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv[:1] and argv[0] in COMMANDS:
-            return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
+            return _listing(argv)
         return importlib.import_module("eval.suite_command").main(argv)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def _listing(argv: list[str]) -> int:
+    """One of `COMMANDS`; a reader that has seen enough of its lines (`| head`) is no mistake."""
+    try:
+        status = importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
+        sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

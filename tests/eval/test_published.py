@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -220,8 +222,13 @@ def test_delta_command_takes_a_published_baseline(tmp_path, capsys):
 
 
 def test_commands_need_no_torch():
-    import subprocess
-    import sys
-
     code = "import sys; from eval.__main__ import main; main(['published']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """`python -m eval published | head -1`: a reader that closes at once."""
+    command = [sys.executable, "-m", "eval", "published"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
+        listing.stdout.close()
+        assert (listing.stderr.read(), listing.wait()) == (b"", 0)
