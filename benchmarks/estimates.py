@@ -1,6 +1,6 @@
 """Scores of several seeds → a mean with its 95 % interval, over seeds and over test pictures.
 
-The arithmetic is that of Δm% (`eval.delta_m.over_seeds_and_pictures`): seeds and test pictures are both chance, and
+The arithmetic is that of Δm% (`eval.estimate.over_seeds_and_pictures`): seeds and test pictures are both chance, and
 with three seeds the interval is as wide as three seeds deserve. Pictures come in by the resamples that every score
 carries, the same for all models, so that differences keep their pairing.
 """
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from eval.delta_m import over_seeds_and_pictures
+from eval.estimate import over_seeds_and_pictures
 from eval.scores import MetricScore
 
 

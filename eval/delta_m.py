@@ -8,16 +8,16 @@ the overall figure the mean of the groups, each group once. Directions are data,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
+from eval.estimate import Estimate, combined
 from teachers.errors import UserError
 
 SIGNS = {"higher": 1.0, "lower": -1.0}  # the only two directions
-CONFIDENCE = 0.95
 Seed = str | None  # None: this value does not depend on a seed
 
 
@@ -35,50 +35,19 @@ class Undefined(UserError):
     """A Δ% that has no value: the baseline is 0, something is not finite, a direction is unknown."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its standard error (None: nothing to compute it from) and the error's degrees of freedom."""
-
-    mean: float
-    error: float | None = None
-    freedom: float = math.inf
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of Student's t."""
-        if self.error is None:
-            return None
-        from scipy.special import stdtrit
-
-        reach = float(stdtrit(self.freedom, (1 + CONFIDENCE) / 2)) * self.error if self.error else 0.0
-        return self.mean - reach, self.mean + reach
-
-    @property
-    def resolved(self) -> bool | None:
-        """Whether the interval excludes 0; None where there is no interval."""
-        interval = self.interval
-        return None if interval is None else not interval[0] <= 0.0 <= interval[1]
-
-    @property
-    def verdict(self) -> str:
-        """ "resolved", "not resolved", or "untested" where there is no interval."""
-        return {None: "untested", True: "resolved", False: "not resolved"}[self.resolved]
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.2f}" + ("" if self.error is None else f" ± {self.error:.2f}")
-
-
 @dataclass
 class Table:
     """Values of models × metrics, a value a seed where there are seeds.
 
     `resamples[model, metric]` holds, optionally, the metric on R bootstrap resamples of the test images, the same
-    resamples for every model: what a set of that size can tell. `absent` may say why a cell has no value.
+    resamples for every model: what a set of that size can tell; `errors` a standard error where those cannot be had.
+    `absent` may say why a cell has no value.
     """
 
     directions: dict[Metric, str] = field(default_factory=dict)
     values: dict[tuple[str, Metric], dict[Seed, float]] = field(default_factory=dict)
     resamples: dict[tuple[str, Metric], np.ndarray] = field(default_factory=dict)
+    errors: dict[tuple[str, Metric], float] = field(default_factory=dict)
     absent: dict[tuple[str, Metric], str] = field(default_factory=dict)
     models: list[str] = field(default_factory=list)
 
@@ -120,8 +89,9 @@ class Row:
     groups: dict[str, Estimate | None]
     overall: Estimate | None
     missing: dict[Metric, str]
-    seeds: tuple[str, ...]  # that the figures are over (none: no metric has seeds)
-    unpaired: tuple[str, ...]  # seeds left out because some metric, or the baseline, does not have them
+    seeds: tuple[str, ...]  # of the model, that the figures are over (none: no metric has seeds)
+    left_out: tuple[str, ...]  # seeds that some metric, or the baseline, does not have
+    paired: bool  # False: of some metric, model and baseline have other seeds, and each varies by itself
 
     @property
     def coverage(self) -> str:
@@ -160,36 +130,86 @@ def compare(table: Table, baseline: str, *, common: bool = False, undefined: str
     return [_row(table, model, baseline, common, undefined) for model in table.models]
 
 
+@dataclass(frozen=True)
+class _Sides:
+    """One metric of a model and of the baseline, by seed: `paired` seeds are the same on both sides."""
+
+    ours: dict[Seed, float]
+    theirs: dict[Seed, float]
+    sign: float
+
+    @property
+    def means(self) -> tuple[float, float]:
+        return mean(self.ours.values()), mean(self.theirs.values())
+
+    @property
+    def paired(self) -> bool:
+        """A value without a seed stands for every seed."""
+        return set(self.ours) == set(self.theirs) or None in self.ours or None in self.theirs
+
+    @property
+    def slopes(self) -> tuple[float, float]:
+        """How Δ% changes with the model's value and with the baseline's, to first order."""
+        value, base = self.means
+        return 100.0 * self.sign / base, -100.0 * self.sign * value / base**2
+
+    def deviations(self) -> dict[tuple[Seed, ...], np.ndarray]:
+        """Seeds → what each of them does to Δ%, to first order; seeds of both sides act together."""
+        found: dict[tuple[Seed, ...], np.ndarray] = {}
+        for side, slope in zip((self.ours, self.theirs), self.slopes):
+            if None not in side:
+                seeds = tuple(sorted(side))
+                values = np.array([side[seed] for seed in seeds])
+                found[seeds] = found.get(seeds, 0.0) + slope * (values - values.mean())
+        return found
+
+    def over(self, seeds: set[Seed]) -> _Sides:
+        """The same over these seeds only."""
+        ours, theirs = ({s: side[s] for s in side if s is None or s in seeds} for side in (self.ours, self.theirs))
+        return _Sides(ours, theirs, self.sign)
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """What the choice of test pictures does to one Δ%: deviations over resamples, and a variance known otherwise."""
+
+    shifts: np.ndarray
+    variance: float = 0.0
+
+
 def _row(table: Table, model: str, baseline: str, common: bool, undefined: str) -> Row:
-    deltas, missing = _deltas(table, model, baseline, undefined)
-    deltas = _paired(deltas)
-    seeds = {seed for cell in deltas.values() for seed in cell} - {None}
-    seen = {seed for metric in deltas for name in (model, baseline) for seed in table.values[name, metric]} - {None}
-    noise = {metric: _resampled(table, model, baseline, metric) for metric in deltas}
+    sides, deltas, missing = _deltas(table, model, baseline, undefined)
+    noise = {metric: _resampled(table, model, baseline, metric, own) for metric, own in sides.items()}
+
+    def pool(chosen: list[list[Metric]]) -> Estimate:
+        return _pool(deltas, sides, noise, chosen)
 
     groups: dict[str, Estimate | None] = {}
     for group in dict.fromkeys(metric.group for metric in table.metrics):
         own = [metric for metric in table.metrics if metric.group == group]
         chosen = [metric for metric in own if metric in deltas]
-        groups[group] = _pool(deltas, noise, [chosen]) if chosen and (common or len(chosen) == len(own)) else None
+        groups[group] = pool([chosen]) if chosen and (common or len(chosen) == len(own)) else None
     chosen = [[m for m in deltas if m.group == group] for group in groups if groups[group] is not None]
-    complete = chosen and (common or not missing)
+    seeds = {seed for own in sides.values() for seed in (own.theirs if None in own.ours else own.ours)} - {None}
+    used = {seed for own in sides.values() for seed in (*own.ours, *own.theirs)}
+    seen = {seed for metric in deltas for name in (model, baseline) for seed in table.values[name, metric]}
     return Row(
         model=model,
-        metrics={metric: _pool(deltas, noise, [[metric]]) if metric in deltas else None for metric in table.metrics},
+        metrics={metric: pool([[metric]]) if metric in deltas else None for metric in table.metrics},
         groups=groups,
-        overall=_pool(deltas, noise, chosen) if complete else None,
+        overall=pool(chosen) if chosen and (common or not missing) else None,
         missing=missing,
         seeds=tuple(sorted(seeds)),
-        unpaired=tuple(sorted(seen - seeds)),
+        left_out=tuple(sorted(seen - used)),
+        paired=all(own.paired for own in sides.values()),
     )
 
 
 def _deltas(
     table: Table, model: str, baseline: str, undefined: str
-) -> tuple[dict[Metric, dict[Seed, float]], dict[Metric, str]]:
-    """Δ% of every metric that has one, by seed (None: the metric has no seeds), and why the others have none."""
-    deltas: dict[Metric, dict[Seed, float]] = {}
+) -> tuple[dict[Metric, _Sides], dict[Metric, float], dict[Metric, str]]:
+    """The values and the Δ% of every metric that has one, and why the others have none."""
+    sides: dict[Metric, _Sides] = {}
     missing: dict[Metric, str] = {}
     for metric in table.metrics:
         ours, theirs = table.values.get((model, metric)), table.values.get((baseline, metric))
@@ -198,92 +218,81 @@ def _deltas(
         elif not theirs:
             missing[metric] = f"the baseline has none ({table.absent.get((baseline, metric), 'no score')})"
         else:
-            where, direction = f"{model} against {baseline}, {metric}", table.directions[metric]
-            try:
-                seeds = _shared_seeds(ours, theirs, where)
-                deltas[metric] = {s: relative(_at(ours, s), _at(theirs, s), direction, where) for s in seeds}
-            except Undefined as error:
-                if undefined == "raise":
-                    raise
-                missing[metric] = error.what
-    return deltas, missing
+            sides[metric] = _shared(_Sides(ours, theirs, SIGNS[table.directions[metric]]))
+    sides = _over_the_same(sides)
+    deltas: dict[Metric, float] = {}
+    for metric, own in sides.items():
+        try:
+            where = f"{model} against {baseline}, {metric}"
+            deltas[metric] = relative(*own.means, table.directions[metric], where)
+        except Undefined as error:
+            if undefined == "raise":
+                raise
+            missing[metric] = error.what
+    return {metric: sides[metric] for metric in deltas}, deltas, missing
 
 
-def _at(cell: Mapping[Seed, float], seed: Seed) -> float:
-    return cell[None] if None in cell else cell[seed]
+def _shared(sides: _Sides) -> _Sides:
+    """Over the seeds that both have; where fewer than two are common, over all, each side by itself."""
+    common = set(sides.ours) & set(sides.theirs)
+    return sides if sides.paired or len(common) < 2 else sides.over(common)
 
 
-def _shared_seeds(ours: Mapping[Seed, float], theirs: Mapping[Seed, float], where: str) -> list[Seed]:
-    """The seeds that both cells of a metric have; a value without a seed stands for every seed."""
-    if None in ours or None in theirs:
-        return sorted({*ours, *theirs} - {None}) or [None]
-    if not set(ours) & set(theirs):
-        raise Undefined(
-            f"{where}: the two have no seed in common ({', '.join(sorted({*ours, *theirs}))} in all)",
-            expected="the same seeds in both rows, or no seed where there is one value only",
-        )
-    return sorted(set(ours) & set(theirs))
-
-
-def _paired(deltas: Mapping[Metric, dict[Seed, float]]) -> dict[Metric, dict[Seed, float]]:
-    """Every seeded metric over the same seeds, so that what seeds do to all metrics at once is seen.
+def _over_the_same(sides: Mapping[Metric, _Sides]) -> dict[Metric, _Sides]:
+    """Every paired metric over the same seeds, so that what seeds do to all metrics at once is seen.
 
     Where fewer than two seeds are common, that would throw away more than it gains: each metric keeps its own.
     """
-    seeded = [set(cell) for cell in deltas.values() if None not in cell]
+    paired = [{*own.ours, *own.theirs} - {None} for own in sides.values() if own.paired]
+    seeded = [seeds for seeds in paired if seeds]
     common = set.intersection(*seeded) if seeded else set()
     if len(common) < 2:
-        return dict(deltas)
-    return {
-        metric: cell if None in cell else {seed: cell[seed] for seed in cell if seed in common}
-        for metric, cell in deltas.items()
-    }
+        return dict(sides)
+    return {metric: own.over(common) if own.paired else own for metric, own in sides.items()}
 
 
-def _resampled(table: Table, model: str, baseline: str, metric: Metric) -> np.ndarray | None:
-    """Deviations of Δ% over the resamples, to first order (a resampled baseline of 0 does no harm)."""
-    ours, theirs = table.resamples.get((model, metric)), table.resamples.get((baseline, metric))
-    if ours is None or theirs is None or len(ours) != len(theirs):
+def _resampled(table: Table, model: str, baseline: str, metric: Metric, sides: _Sides) -> _Noise | None:
+    """What other test pictures would do, to first order (a resampled baseline of 0 does no harm); None: not known.
+
+    The same resamples of both are one draw of pictures; errors that are known otherwise add as squares.
+    """
+    shifts: list[np.ndarray] = []
+    variance = 0.0
+    for name, slope in zip((model, baseline), sides.slopes):
+        own, error = table.resamples.get((name, metric)), table.errors.get((name, metric))
+        if own is not None:
+            shifts.append(slope * (own - own.mean()))
+        elif error is not None:
+            variance += (slope * error) ** 2
+        else:
+            return None
+    if len({len(own) for own in shifts}) > 1:
         return None
-    value, base = table.mean(model, metric), table.mean(baseline, metric)
-    slope = (ours - ours.mean()) / base - value * (theirs - theirs.mean()) / base**2
-    return 100.0 * SIGNS[table.directions[metric]] * slope
+    return _Noise(sum(shifts, np.zeros(0 if not shifts else len(shifts[0]))), 0.0 if model == baseline else variance)
 
 
 def _pool(
-    deltas: Mapping[Metric, dict[Seed, float]], noise: Mapping[Metric, np.ndarray | None], groups: list[list[Metric]]
+    deltas: Mapping[Metric, float],
+    sides: Mapping[Metric, _Sides],
+    noise: Mapping[Metric, _Noise | None],
+    groups: list[list[Metric]],
 ) -> Estimate:
-    """The mean over groups of the mean over metrics; its error is over seeds and over resamples of the test images."""
-    together: dict[tuple[Seed, ...], np.ndarray] = {}  # seeds → what the metrics over them contribute, a value a seed
-    shifts = np.zeros(max((len(noise[m]) for group in groups for m in group if noise[m] is not None), default=0))
+    """The mean over groups of the mean over metrics; its error is over seeds and over the choice of test pictures."""
+    total = mean(mean(deltas[metric] for metric in group) for group in groups)
+    together: dict[tuple[Seed, ...], np.ndarray] = {}  # seeds → what they do to the metrics over them
+    known = [noise[metric] for group in groups for metric in group if noise[metric] is not None]
+    shifts, variance = np.zeros(max((len(own.shifts) for own in known), default=0)), 0.0
     for group in groups:
         for metric in group:
-            weight, cell = 1 / (len(groups) * len(group)), deltas[metric]
-            seeds = tuple(cell)
-            together[seeds] = together.get(seeds, 0.0) + weight * np.array(list(cell.values()))
+            weight, own = 1 / (len(groups) * len(group)), sides[metric].deviations()
+            for seeds, values in own.items():
+                together[seeds] = together.get(seeds, 0.0) + weight * values
             if noise[metric] is not None:
-                shifts = shifts + weight * noise[metric]
-    return _estimate(list(together.values()), shifts)
-
-
-def over_seeds_and_pictures(by_seed: Sequence[float], resamples: Sequence[float]) -> Estimate:
-    """One figure from S training seeds and R resamples of the test pictures (none: R = 0), which are both chance.
-
-    The variance of the seeds' mean and that over the resamples are added; Welch and Satterthwaite's degrees of freedom.
-    """
-    return _estimate([np.asarray(by_seed, dtype=float)], np.asarray(resamples, dtype=float))
-
-
-def _estimate(parts: Sequence[np.ndarray], resamples: np.ndarray) -> Estimate:
-    """The sum of parts whose seeds have nothing to do with each other: each is the mean of its values, one a seed."""
-    total = math.fsum(part.mean() for part in parts)
-    repeated = [part for part in parts if len(part) > 1]  # one value says nothing of its error
-    if not repeated and not len(resamples):
-        return Estimate(total)
-    over_seeds = [float(np.var(part, ddof=1)) / len(part) for part in repeated]
-    variance = math.fsum(over_seeds) + (float(np.var(resamples, ddof=1)) if len(resamples) else 0.0)
-    spent = math.fsum(own**2 / (len(part) - 1) for own, part in zip(over_seeds, repeated))
-    return Estimate(total, math.sqrt(variance), variance**2 / spent if spent else math.inf)
+                shifts = shifts + weight * (noise[metric].shifts if len(noise[metric].shifts) else 0.0)
+                variance += weight**2 * noise[metric].variance
+            elif known and not any(len(seeds) > 1 for seeds in own):
+                return Estimate(total)  # one of unknown error among others: that of the mean is not known either
+    return combined(total, list(together.values()), shifts, variance if known else None)
 
 
 def average_rank(table: Table, tolerance: float = 0.0) -> dict[str, float | None]:

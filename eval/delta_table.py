@@ -12,7 +12,8 @@ import json
 from pathlib import Path
 
 from eval import published
-from eval.delta_m import SIGNS, Estimate, Metric, Row, Table, average_rank, check, compare, mean
+from eval.delta_m import SIGNS, Metric, Row, Table, average_rank, check, compare, mean
+from eval.estimate import Estimate
 from teachers.errors import UserError
 
 SCORES = ("model", "group", "metric", "direction", "value")
@@ -196,7 +197,8 @@ def row_json(row: Row, rank: float | None) -> dict:
         "coverage": row.coverage,
         "missing": {str(metric): reason for metric, reason in row.missing.items()},
         "seeds": list(row.seeds),
-        "seeds_left_out": list(row.unpaired),
+        "seeds_left_out": list(row.left_out),
+        "paired": row.paired,
         "average_rank": rank,
     }
 
@@ -221,8 +223,9 @@ def _rows_text(table: Table, rows: list[Row], ranks: dict[str, float | None], ba
         rank = "n/a" if ranks[row.model] is None else f"{ranks[row.model]:.2f}"
         lines.append(f"\n{row.model}   overall {estimate or 'n/a'}{verdict}   average rank {rank}   {row.coverage}")
         if row.seeds:
-            left = f" (left out, not in every cell: {', '.join(row.unpaired)})" if row.unpaired else ""
-            lines.append(f"  over seeds {', '.join(row.seeds)}{left}")
+            left = f" (left out, not in every cell: {', '.join(row.left_out)})" if row.left_out else ""
+            apart = "" if row.paired else ", not paired with the baseline's"
+            lines.append(f"  over seeds {', '.join(row.seeds)}{apart}{left}")
         for group, pooled in row.groups.items():
             lines.append(f"  {group}: {pooled or 'n/a'}")
             for metric, delta in row.metrics.items():

@@ -29,6 +29,7 @@ class Model:
     spec: str  # what the user typed
     encoder: Encoder
     replicate: int = 0  # models of one name are repetitions (training seeds) of one thing
+    trained: int | None = None  # the seed of its training, where its run folder says it
     adaptors: dict[str, Encoder] = field(default_factory=dict)
 
     @property
@@ -115,7 +116,8 @@ def open_model(spec: str, device: torch.device | str = "cpu") -> Model:
         raise UserError(f"cannot read the model {spec!r}", expected=FORMS)
     encoder = OPENERS[kind](rest, device)
     heads = {head: encoder.adaptor(head) for head in encoder.adaptor_names} if hasattr(encoder, "adaptor_names") else {}
-    return Model(name=name or encoder.name, spec=spec, encoder=encoder, adaptors=heads)
+    trained = _training_seed(Path(rest.partition("?")[0]).expanduser()) if kind in TRAINED else None
+    return Model(name=name or encoder.name, spec=spec, encoder=encoder, trained=trained, adaptors=heads)
 
 
 def split_name(spec: str) -> tuple[str | None, str]:
@@ -175,4 +177,15 @@ def _teacher_of(run: Path) -> str:
     return f"{teacher['encoder']}?{urlencode(options)}"
 
 
+def _training_seed(run: Path) -> int | None:
+    """What the recipe in a run folder (or above its export) says; None where there is no such recipe."""
+    try:
+        recipe = next(file for folder in (run, run.parent) if (file := folder / "recipe.yaml").is_file())
+        seed = yaml.safe_load(recipe.read_text(encoding="utf-8")).get("seed")
+    except (StopIteration, OSError, ValueError, AttributeError, yaml.YAMLError):
+        return None
+    return seed if isinstance(seed, int) else None
+
+
+TRAINED = ("run", "sharpened")  # kinds whose folder holds the recipe of a training
 OPENERS = {"run": _open_run, "untrained": _open_untrained, "teacher": _open_teacher, "sharpened": _open_sharpened}

@@ -41,6 +41,9 @@ class MetricScore(Section):
     chance: Finite | None = Field(None, description="what knowing nothing scores")
     counts: bool = Field(True, description="whether it enters Δm%")
     resamples: list[Finite] = Field(default_factory=list, description="on bootstrap resamples of the test pictures")
+    error: Finite | None = Field(
+        None, ge=0, description="standard error, in the value's unit, where no resamples can be had"
+    )
 
 
 class Score(Section):
@@ -49,6 +52,7 @@ class Score(Section):
     format: Literal[1] = FORMAT
     model: str
     replicate: int
+    trained: int | None = Field(None, description="the seed of the model's training, where it is known")
     identity: str
     partners: list[str] = Field(description="identities of other encoders that the figures depend on")
     task: str = Field(description="its name in the recipe")

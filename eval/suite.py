@@ -161,8 +161,8 @@ class Suite:
             last = traceback.extract_tb(error.__traceback__)[-1]
             failure = f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
         score = Score(
-            model=cell.model.name, replicate=cell.model.replicate, identity=cell.model.identity,
-            partners=self.partners(cell), task=cell.task, kind=cell.settings.task,
+            model=cell.model.name, replicate=cell.model.replicate, trained=cell.model.trained,
+            identity=cell.model.identity, partners=self.partners(cell), task=cell.task, kind=cell.settings.task,
             group=cell.module.GROUP, counts=cell.module.COUNTS, protocol=cell.module.VERSION,
             data=cell.settings.data, data_identity=self.data_identity(cell),
             settings=self.settings(cell),
@@ -204,8 +204,8 @@ def as_asked(score: Score, cell: Cell) -> Score:
         name: metric.model_copy(update={"counts": counting and (metric.counts or not some)})
         for name, metric in metrics.items()
     }
-    changes = {"model": cell.model.name, "replicate": cell.model.replicate, "metrics": metrics}
-    changes |= {"group": settings.group or score.group, "counts": counting}
+    changes = {"model": cell.model.name, "replicate": cell.model.replicate, "trained": cell.model.trained}
+    changes |= {"metrics": metrics, "group": settings.group or score.group, "counts": counting}
     return score.model_copy(update=changes)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from eval.delta_m import Estimate, Metric, Table, over_seeds_and_pictures
+from eval.delta_m import Metric, Table
+from eval.estimate import Estimate, over_seeds_and_pictures
 from eval.scores import MetricScore, Score
 
 
@@ -45,7 +46,7 @@ def delta_table(scores: Sequence[Score], counting: bool | None = True) -> Table:
     """
     table = Table(models=names_of(scores))
     columns = labels(scores, counting)
-    repeated = {name for name in table.models if max(s.replicate for s in scores if s.model == name) > 0}
+    runs = run_labels(scores)
     for (task, name), metric in columns.items():
         for model in table.models:
             own = [s for s in scores if s.model == model and s.task == task]
@@ -53,22 +54,41 @@ def delta_table(scores: Sequence[Score], counting: bool | None = True) -> Table:
             if not found:
                 table.absent[model, metric] = next((reason(score) for score in own), "not scored")
                 continue
-            for seed, values in _by_seed(found, model in repeated, bool(repeated)).items():
+            for seed, values in _by_seed(found, runs).items():
                 table.add(model, metric, found[0][1].direction, float(np.mean(values)), seed)
             resamples = [figure.resamples for _, figure in found]
+            errors = [figure.error for _, figure in found]
             if all(resamples) and len({len(own) for own in resamples}) == 1:
                 table.resamples[model, metric] = np.mean(resamples, axis=0)
+            elif None not in errors:  # of repetitions on the same pictures: together no better known than one
+                table.errors[model, metric] = float(np.mean(errors))
         table.directions.setdefault(metric, "higher")  # nobody has a figure
     return table
 
 
+def run_labels(scores: Sequence[Score]) -> dict[tuple[str, int], str]:
+    """(model, repetition) → the label of that training, of models that have repetitions.
+
+    The seed of the training where every repetition has one of its own: equal seeds began alike and saw the pictures in
+    one order, so two models are compared seed by seed, wherever they stand on the command line. Else a label that no
+    other model has, and the two are compared unpaired.
+    """
+    found: dict[tuple[str, int], str] = {}
+    for model in names_of(scores):
+        trained = {score.replicate: score.trained for score in scores if score.model == model}
+        known = None not in trained.values() and len(set(trained.values())) == len(trained)
+        if max(trained) > 0:
+            found |= {(model, i): f"run {seed}" if known else f"{model}, run {i}" for i, seed in trained.items()}
+    return found
+
+
 def _by_seed(
-    found: Sequence[tuple[Score, MetricScore]], repeated: bool, any_repeated: bool
+    found: Sequence[tuple[Score, MetricScore]], runs: Mapping[tuple[str, int], str]
 ) -> dict[str | None, list[float]]:
     seeds: dict[str | None, list[float]] = {}
     for score, figure in found:
-        probe = str(score.seed) if score.seeded and not any_repeated else None
-        seeds.setdefault(f"run {score.replicate}" if repeated else probe, []).append(figure.value)
+        probe = str(score.seed) if score.seeded and not runs else None
+        seeds.setdefault(runs.get((score.model, score.replicate), probe), []).append(figure.value)
     return seeds
 
 
@@ -82,4 +102,5 @@ def reason(score: Score) -> str:
 def estimate(table: Table, model: str, metric: Metric) -> Estimate | None:
     """A cell: its mean over seeds, with an error over seeds and over resamples of the test pictures."""
     cell = table.values.get((model, metric))
-    return over_seeds_and_pictures(list(cell.values()), table.resamples.get((model, metric), ())) if cell else None
+    resamples, error = table.resamples.get((model, metric), ()), table.errors.get((model, metric))
+    return over_seeds_and_pictures(list(cell.values()), resamples, error) if cell else None

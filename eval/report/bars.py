@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from eval.delta_m import Estimate, Row
+from eval.delta_m import Row
+from eval.estimate import Estimate
 from eval.plots import GRID, SOFT, WIDE_RANGE, WIDTH, Look
 from eval.report.illustration import Illustration, chart
 

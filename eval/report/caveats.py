@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from eval.delta_m import Estimate, Row, Table
+from eval.delta_m import Row, Table
+from eval.estimate import Estimate
 from eval.report.differences import SIGN_ONLY, UNRESOLVED, certainty
 from eval.report.lines import Line
 from eval.scores import Score
@@ -125,18 +126,21 @@ def _chance(lines: Sequence[Line]) -> Caveat | None:
 
 def uncertainty(table: Table, scores: Sequence[Score], rows: Sequence[Row]) -> str:
     """What ± covers."""
-    seeds = sorted({seed for row in rows for seed in row.seeds})
-    left = sorted({seed for row in rows for seed in row.unpaired})
-    repeated = any(score.replicate for score in scores)
+    counts = sorted({len(row.seeds) for row in rows if len(row.seeds) > 1})
+    left = sorted({seed for row in rows for seed in row.left_out})
+    apart = [row.model for row in rows if not row.paired]
     covers = []
     if table.resamples:
         covers.append("the choice of test pictures (200 bootstrap resamples, the same for every model)")
-    if len(seeds) > 1:
-        covers.append(f"{len(seeds)} {'training runs' if repeated else 'probe seeds'}")
+    if counts:
+        many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        covers.append(f"{many} {'training runs' if any(score.replicate for score in scores) else 'probe seeds'}")
     if not covers:
         return "No standard errors: one value a cell."
     text = (
         f"± is one standard error over {' and '.join(covers)}; “not resolved”: the 95 % interval contains 0; "
         "“sign only”: it does not, but is wider than the difference itself."
     )
+    if apart:
+        text += f" Not paired, because its seeds are not the baseline's or not known: {', '.join(apart)}."
     return text + (f" Left out, because not every cell has them: {', '.join(left)}." if left else "")

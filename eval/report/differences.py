@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from eval.delta_m import Estimate, Row
+from eval.delta_m import Row
+from eval.estimate import Estimate
 
 UNRESOLVED, SIGN_ONLY = "not resolved", "sign only"
 

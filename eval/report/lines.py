@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from eval import published
-from eval.delta_m import SIGNS, Estimate, Metric, Table
+from eval.delta_m import SIGNS, Metric, Table
+from eval.estimate import Estimate
 from eval.scores import MetricScore, Score
 from eval.tables import estimate, labels
 

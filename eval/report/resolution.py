@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eval.delta_m import Estimate
+from eval.estimate import Estimate
 from eval.plots import GRID, SOFT, WIDTH, Look
 from eval.report.illustration import Illustration, chart
 from eval.report.lines import ARROWS

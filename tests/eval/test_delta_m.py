@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from eval.__main__ import main
-from eval.delta_m import Estimate, Metric, Table, Undefined, average_rank, check, compare, mean, relative
+from eval.delta_m import Metric, Table, Undefined, average_rank, check, compare, mean, relative
 from eval.delta_table import read_csv
+from eval.estimate import Estimate
 from teachers.errors import UserError
 
 PASCAL = [
@@ -141,10 +142,12 @@ def test_seeds_give_mean_standard_error_and_a_t_interval():
 
     table = seeded(base={"a": {"0": 50, "1": 52, "2": 51}}, new={"a": {"0": 53, "1": 53, "2": 54}})
     estimate = compare(table, "base")[1].overall
-    deltas = [100 * (n - b) / b for n, b in [(53, 50), (53, 52), (54, 51)]]  # paired by seed
-    assert estimate.mean == pytest.approx(np.mean(deltas))
-    assert estimate.error == pytest.approx(stats.sem(deltas))
-    low, high = stats.t.interval(0.95, 2, np.mean(deltas), stats.sem(deltas))
+    ratio = 160 / 153  # of the means, not the mean of the seeds' ratios
+    assert estimate.mean == pytest.approx(100 * (ratio - 1))
+    shifts = [100 * (n - ratio * b) / 51 for n, b in [(53, 50), (53, 52), (54, 51)]]  # paired by seed
+    assert np.mean(shifts) == pytest.approx(0, abs=1e-9)
+    assert estimate.error == pytest.approx(stats.sem(shifts))
+    low, high = stats.t.interval(0.95, 2, estimate.mean, stats.sem(shifts))
     assert estimate.interval == pytest.approx((low, high))
     assert estimate.verdict == "not resolved"
 
@@ -168,9 +171,8 @@ def test_a_value_without_seed_stands_for_every_seed():
 def test_seeds_that_not_every_cell_has_are_left_out_by_name():
     table = seeded(base={"a": {"0": 50, "1": 50}}, new={"a": {"0": 51, "1": 52, "2": 99}})
     row = compare(table, "base")[1]
-    assert row.seeds == ("0", "1") and row.unpaired == ("2",)
-    with pytest.raises(UserError, match="no seed in common"):
-        compare(seeded(base={"a": {"0": 1}}, new={"a": {"1": 1}}), "base")
+    assert row.seeds == ("0", "1") and row.left_out == ("2",) and row.paired
+    assert row.overall.mean == pytest.approx(3)
 
 
 def test_resamples_of_a_small_test_set_widen_the_interval():
@@ -184,6 +186,31 @@ def test_resamples_of_a_small_test_set_widen_the_interval():
     estimate = compare(table, "base")[1].overall
     ratio = 100 * (right[1][picks].mean(axis=1) / right[0][picks].mean(axis=1) - 1)  # the bootstrap itself
     assert estimate.error == pytest.approx(ratio.std(), rel=0.1)
+
+
+def test_an_error_that_is_known_without_resamples_counts():
+    """Figures of others' harnesses bring a standard error each: nothing is known of one draw of pictures for both."""
+    table = table_of([("a", "higher")], base=(50.0,), new=(55.0,))
+    metric = Metric("all", "a")
+    table.errors |= {("base", metric): 2.0, ("new", metric): 3.0}
+    zero, new = compare(table, "base")
+    assert new.overall.error == pytest.approx(100 * math.hypot(3 / 50, 55 * 2 / 50**2))
+    assert zero.overall.error == 0  # the baseline against itself
+    del table.errors["base", metric]
+    assert compare(table, "base")[1].overall.error is None  # of one side only
+
+
+def test_a_mean_over_figures_of_unknown_error_has_none():
+    """One metric with resamples, one that came without any: not half of an error, but none, and no verdict."""
+    table = table_of([("a", "higher"), ("b", "higher")], base=(50.0, 30.0), new=(50.0, 36.0))
+    known, bare = Metric("all", "a"), Metric("all", "b")
+    for model in ("base", "new"):
+        table.resamples[model, known] = np.array([49.0, 50.0, 51.0])
+    row = compare(table, "base")[1]
+    assert row.metrics[known].error == 0 and row.metrics[bare].error is None
+    assert row.overall.mean == pytest.approx(10) and row.overall.verdict == "untested"
+    table.errors |= {("base", bare): 3.0, ("new", bare): 3.0}
+    assert compare(table, "base")[1].overall.error == pytest.approx(50 * math.hypot(3 / 30, 36 * 3 / 30**2))
 
 
 def test_average_rank_gives_ties_the_smaller_rank():

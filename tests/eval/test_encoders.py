@@ -57,6 +57,18 @@ def test_repetitions_share_a_name_that_was_given():
         open_models([f"a={RANDOM}", f"a={RANDOM}"])
 
 
+def test_a_run_says_the_seed_of_its_training(tmp_path):
+    run = tmp_path / "run"
+    write_student(run)
+    assert open_model(str(run)).trained is None  # an export that came without its run folder
+    (run / "recipe.yaml").write_text("seed: 3\n")
+    assert [open_model(f"a={path}").trained for path in (run, run / "export")] == [3, 3]
+    assert open_model(f"untrained:{run}").trained is None and open_model(RANDOM).trained is None
+    for text in ("seed: x\n", "- 1\n", "a: [\n"):
+        (run / "recipe.yaml").write_text(text)
+        assert open_model(str(run)).trained is None
+
+
 def test_models_that_only_happen_to_share_a_name_stay_apart():
     models = open_models([RANDOM, f"{RANDOM}&seed=1"])
     assert [model.name for model in models] == [RANDOM, f"{RANDOM}&seed=1"]
