@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import maximum_bipartite_matching
+from scipy.sparse.csgraph import maximum_flow
 from scipy.spatial import cKDTree
 
 from eval.datasets.split import IGNORE
@@ -51,8 +51,16 @@ def matched(found: np.ndarray, true: cKDTree, reach: float) -> int:
     if not len(found) or not true.n:
         return 0
     pairs = cKDTree(found).sparse_distance_matrix(true, reach, output_type="ndarray")
-    graph = csr_matrix((np.ones(len(pairs), bool), (pairs["i"], pairs["j"])), shape=(len(found), true.n))
-    return int((maximum_bipartite_matching(graph) >= 0).sum())
+    source, first, second, sink = 0, 1, 1 + len(found), 1 + len(found) + true.n
+    edges = (
+        (np.full(len(found), source), first + np.arange(len(found))),
+        (first + pairs["i"], second + pairs["j"]),
+        (second + np.arange(true.n), np.full(true.n, sink)),
+    )
+    rows, columns = (np.concatenate(ends) for ends in zip(*edges))
+    # The largest matching is the largest flow of ones. scipy's own matching takes minutes to hours at 425×560 pixels.
+    ones = np.ones(len(rows), dtype=np.int32)
+    return int(maximum_flow(csr_matrix((ones, (rows, columns)), shape=(sink + 1, sink + 1)), source, sink).flow_value)
 
 
 def _pixels(mask: np.ndarray, counted: np.ndarray) -> np.ndarray:

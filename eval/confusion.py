@@ -41,14 +41,17 @@ def ious(confusions: np.ndarray) -> np.ndarray:
 
 
 def miou(confusions: np.ndarray, frequent: int, split: Split) -> MetricScore:
-    """Confusions N×C×C → mIoU in % over the classes that occur in the truth; chance is to answer `frequent` always."""
+    """Confusions N×C×C → mIoU in % over the classes that occur in the truth; chance is to answer `frequent` always.
+
+    A resample is a test set of its own: a class that it has lost counts for nothing there, as in a set without it.
+    """
     truth = confusions.sum(axis=(0, 2))
     if not truth.sum():
         raise UserError(f"every pixel of {split} is ignored", expected=HINT)
-    occurs = truth > 0
 
     def mean(sums: np.ndarray) -> np.ndarray:
-        return 100.0 * np.nanmean(ious(sums)[..., occurs], axis=-1)
+        occurs = sums.sum(axis=-1) > 0
+        return 100.0 * np.nanmean(np.where(occurs, ious(sums), np.nan), axis=-1)
 
     constant = np.zeros_like(confusions[0])
     constant[:, frequent] = truth

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eval.probes import ProbeSettings, linear_head
+from eval.probes import LABELS, Cells, ProbeSettings, linear_head
 
 LEVELS = 4
 
@@ -28,7 +28,7 @@ class DptSettings(ProbeSettings):
     batch: Annotated[int, Field(ge=1)] = Field(8, description="pictures a step")
     lr: Annotated[float, Field(gt=0)] = Field(5e-4, description="peak learning rate")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="of the probe")
-    labels: Annotated[int, Field(ge=1)] = Field(112, description="side of the label grid in training")
+    labels: Cells = Field(112, description=LABELS)
     warmup: Annotated[float, Field(ge=0, le=1)] = Field(0.15, description="share of the steps; the rate rises in it")
 
 

@@ -32,10 +32,21 @@ class TrainSettings(TaskSettings):
     warmup: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="share of the steps; the rate rises in it")
 
 
+Side = Annotated[int, Field(ge=1)]
+Cells = Side | tuple[Side, Side]  # of a label grid: of a square one, or [rows, columns]
+LABELS = "side of the label grid in training, or [rows, columns]"
+
+
 class ProbeSettings(TrainSettings):
     """What every dense probe can be told."""
 
-    labels: Annotated[int, Field(ge=1)] = Field(32, description="side of the label grid in training")
+    labels: Cells = Field(32, description=LABELS)
+
+
+def cells(labels: Cells, times: int = 1) -> tuple[int, int]:
+    """Rows and columns of a label grid, or of one `times` as fine."""
+    rows, columns = (labels, labels) if isinstance(labels, int) else labels
+    return times * rows, times * columns
 
 
 def linear_head(width: int, outputs: int) -> nn.Module:
@@ -101,16 +112,16 @@ def answers(head: nn.Module, features: Stored, batch: int = 64) -> Iterator[Tens
             yield from head(block.to(device))
 
 
-def label_grid(split: Split, kind: str, side: int) -> Tensor:
-    """Masks (`kind`: mask, parts, ...) of a split at the centres of a side×side grid, N×side×side uint8."""
-    truth, size = split.truth(kind), (side, side)
+def label_grid(split: Split, kind: str, labels: Cells) -> Tensor:
+    """Masks (`kind`: mask, parts, ...) of a split at the centres of a grid's cells, N×rows×columns uint8."""
+    truth, size = split.truth(kind), cells(labels)
     grids = [F.interpolate(truth(i)[None, None].float(), size, mode="nearest-exact") for i in range(split.count)]
     return torch.cat(grids)[:, 0].to(torch.uint8)
 
 
-def value_grid(split: Split, kind: str, side: int) -> Tensor:
-    """Depth or normals of a split at the centres of a side×side grid, N×C×side×side float, NaN where unknown."""
-    truth, size = split.truth(kind), (side, side)
+def value_grid(split: Split, kind: str, labels: Cells) -> Tensor:
+    """Depth or normals of a split at the centres of a grid's cells, N×C×rows×columns float, NaN where unknown."""
+    truth, size = split.truth(kind), cells(labels)
     maps = (truth(i) for i in range(split.count))
     maps = (values[None] if values.ndim == 2 else values for values in maps)
     return torch.cat([F.interpolate(values[None].float(), size, mode="nearest-exact") for values in maps])

@@ -87,7 +87,8 @@ def _parsed(line: str, path: Path) -> _Pair:
 def _read_pair(path: Path, pair: _Pair, numbers: dict[str, int]) -> KeypointPair:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        source, target = (torch.tensor(data[key], dtype=torch.float32) for key in ("src_kps", "trg_kps"))
+        # Whole numbers name pixels; a pixel's centre is half a pixel further.
+        source, target = (torch.tensor(data[key], dtype=torch.float32) + 0.5 for key in ("src_kps", "trg_kps"))
         x0, y0, x1, y1 = (float(side) for side in data["trg_bndbox"])
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", expected=LAYOUT) from None

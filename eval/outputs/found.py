@@ -17,7 +17,7 @@ from eval.boundaries import boundary_counts, even_thresholds
 from eval.datasets.split import IGNORE, Split
 from eval.outputs.output import DenseSettings, Output, enlarged
 from eval.paint import paint_share
-from eval.probes import label_grid
+from eval.probes import Cells, cells, label_grid
 from eval.resampling import metric
 from eval.saliency import BETA_SQUARED, THRESHOLDS, f_measures, saliency_counts
 from eval.scores import MetricScore
@@ -30,7 +30,7 @@ class Found(Output):
     """Whether a pixel is something: weighted binary cross-entropy; the largest F over thresholds."""
 
     beta_squared: ClassVar[float] = 1.0  # of F
-    labels: Tensor  # N×side×side: 0, 1, IGNORE
+    labels: Tensor  # N×rows×columns: 0, 1, IGNORE
     levels: np.ndarray  # thresholds
 
     @abstractmethod
@@ -109,7 +109,7 @@ class Boundary(Found):
 
     def __init__(self, train: Split, val: Split, settings: DenseSettings):
         super().__init__(train, val, settings)
-        self._learn(train, touched_grid(train, self.kind, 4 * settings.labels))
+        self._learn(train, touched_grid(train, self.kind, cells(settings.labels, 4)))
         self.levels = even_thresholds(settings.thresholds)
 
     def positive_weight(self, positive: Tensor, counted: Tensor) -> float:
@@ -125,9 +125,9 @@ class Boundary(Found):
         return float(f_measures(sum(self.counts(t, torch.rand(t.shape, generator=rng)) for t in truths)).max())
 
 
-def touched_grid(split: Split, kind: str, side: int) -> Tensor:
-    """Thin masks of a split, N×side×side uint8: a cell is 1 where any of its pixels is, `IGNORE` where none counts."""
-    truth, size = split.truth(kind), (side, side)
+def touched_grid(split: Split, kind: str, labels: Cells) -> Tensor:
+    """Thin masks of a split, N×rows×columns uint8: 1 where any pixel of a cell is, `IGNORE` where none counts."""
+    truth, size = split.truth(kind), cells(labels)
     grids = []
     for index in range(split.count):
         mask = truth(index)[None]

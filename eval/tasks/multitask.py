@@ -3,7 +3,7 @@
 What agglomerative models report as Pascal Context (semseg, parts, saliency, normals, boundary) and as NYUDv2 (semseg,
 depth, normals, boundary).
 
-Shapes: N pictures, B of a step, D width, h w grid, L×L label grid, C channels of all outputs together.
+Shapes: N pictures, B of a step, D width, h w grid, H W label grid, C channels of all outputs together.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from eval.feature_cache import Stored
 from eval.outputs import OUTPUTS
 from eval.outputs.output import DenseSettings, Output, enlarged
 from eval.paint import picture
-from eval.probes import answers, train
+from eval.probes import LABELS, Cells, answers, cells, train
 from eval.tasks.task import Context, Example, Result, alone, chosen, maps_of
 from radio_distill.documents import Section
 from teachers.seeding import seeded
 
-VERSION = 1
+VERSION = 2  # resamples leave out classes that they have lost
 GROUP = "Multi-task"
 COUNTS = True
 SEEDED = True
@@ -35,7 +35,7 @@ SPLITS = ("train", "val")
 CLIP = 10.0  # of the gradient's norm, as published
 PROTOCOL = (
     "Backbone feature maps, frozen; one head predicts all quantities: BatchNorm(D), a 1×1 convolution to the hidden "
-    "width, bilinear enlargement to the label grid (a quarter of the picture's side), a 3×3 convolution, BatchNorm and "
+    "width, bilinear enlargement to the label grid (`labels`), a 3×3 convolution, BatchNorm and "
     "GELU, and a 1×1 convolution to each quantity. (Published heads read four layers of the backbone, each made D/4 "
     "wide, and the backbone is fine-tuned; a sharpened teacher has only its last map, and what is compared here is "
     "features, so every model is read from its last map, frozen.) Training: the weighted sum of the losses "
@@ -81,7 +81,7 @@ class Settings(DenseSettings):
     batch: Annotated[int, Field(ge=1)] = Field(16, description="pictures a step")
     lr: Annotated[float, Field(gt=0)] = Field(2e-3, description="peak learning rate")
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-6, description="of the head")
-    labels: Annotated[int, Field(ge=1)] = Field(128, description="side of the label grid: ¼ of the picture's")
+    labels: Cells = Field(128, description=f"{LABELS}; published: a quarter of the picture")
 
     @field_validator("predict")
     @classmethod
@@ -125,7 +125,7 @@ def fit(
 ) -> nn.Module:
     """Train a head for all outputs on maps N×D×h×w."""
     with seeded("multi-task head", seed):
-        head = Head(features.width, settings.hidden, channels(outputs), settings.labels)
+        head = Head(features.width, settings.hidden, channels(outputs), cells(settings.labels))
 
     def loss(answer: Tensor, pictures: Tensor) -> Tensor:
         given = by_output(answer, outputs)
@@ -136,23 +136,23 @@ def fit(
 
 
 class Head(nn.Module):
-    """B×D×h×w → B×C×L×L, any h and w.
+    """B×D×h×w → B×C×H×W, any h and w.
 
     Args:
         hidden: width between.
         outputs: C.
-        side: L.
+        grid: H and W, of the label grid.
     """
 
-    def __init__(self, width: int, hidden: int, outputs: int, side: int):
+    def __init__(self, width: int, hidden: int, outputs: int, grid: tuple[int, int]):
         super().__init__()
-        self.side = side
+        self.grid = grid
         self.narrow = nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, hidden, 1))
         mix = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
         self.predict = nn.Sequential(mix, nn.BatchNorm2d(hidden), nn.GELU(), nn.Conv2d(hidden, outputs, 1))
 
     def forward(self, maps: Tensor) -> Tensor:
-        return self.predict(enlarged(self.narrow(maps), (self.side, self.side)))
+        return self.predict(enlarged(self.narrow(maps), self.grid))
 
 
 def channels(outputs: Mapping[str, Output]) -> int:
@@ -161,7 +161,7 @@ def channels(outputs: Mapping[str, Output]) -> int:
 
 
 def by_output(answer: Tensor, outputs: Mapping[str, Output]) -> dict[str, Tensor]:
-    """The head's answer ...×C×L×L → each output's channels of it."""
+    """The head's answer ...×C×H×W → each output's channels of it."""
     return dict(zip(outputs, answer.split([output.channels for output in outputs.values()], dim=-3)))
 
 

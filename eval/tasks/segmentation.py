@@ -20,7 +20,7 @@ from eval.probes import ProbeSettings, answers, label_grid, linear_head, train
 from eval.tasks.task import Context, Example, Result, alone, chosen, maps_of
 from teachers.seeding import seeded
 
-VERSION = 1
+VERSION = 2  # resamples leave out classes that they have lost
 GROUP = "Dense"
 COUNTS = True
 SEEDED = True

@@ -19,6 +19,7 @@ from eval.encoders import Model
 from eval.outputs import OUTPUTS
 from eval.outputs.found import touched_grid
 from eval.outputs.values import median_direction
+from eval.probes import cells
 from eval.resampling import counts
 from eval.suite import Cell, as_asked, figures_settings
 from eval.tables import delta_table
@@ -293,6 +294,16 @@ def test_thin_truths_are_pooled_not_sampled(world):
     grid = touched_grid(replace(world.train, count=4), "boundary", 4)
     assert grid[0].tolist() == [[0, 0, IGNORE, IGNORE], [1, 0, IGNORE, IGNORE], [0] * 4, [0] * 4]
     assert touched_grid(replace(world.train, count=4), "boundary", 32)[2].eq(1).sum() == 4  # larger than the picture
+
+
+def test_a_label_grid_may_be_as_wide_as_the_pictures(world):
+    assert [cells(labels, 4) for labels in (3, (2, 3))] == [(12, 12), (8, 12)]
+    assert multitask.Head(8, 4, 5, (2, 3))(torch.zeros(2, 8, 7, 4)).shape == (2, 5, 2, 3)
+    assert touched_grid(replace(world.train, count=4), "boundary", (2, 4)).shape == (4, 2, 4)
+    wide = world.run(Known(world.values), "multitask", **QUICK | {"labels": [8, 12]}).metrics
+    assert all(np.isfinite(metric.value) for metric in wide.values())
+    with pytest.raises(ValidationError):
+        world.run(Known(world.values), "multitask", **QUICK | {"labels": [8, 0]})
 
 
 def test_rectangular_pictures(tmp_path):

@@ -46,7 +46,8 @@ def test_pictures_stand_once_and_pairs_name_them(root):
     assert [pair.category for pair in split.keypoint_pairs] == ["aeroplane", "aeroplane", "cat"]
     assert [pair.scale for pair in split.keypoint_pairs] == [30, 20, 8]
     pair = split.keypoint_pairs[0]
-    assert pair.source.tolist() == [[3, 4], [10, 6]] and pair.targets.tolist() == [[[1, 2]], [[20, 11]]]
+    # Whole numbers name pixels, whose centres are half a pixel further.
+    assert pair.source.tolist() == [[3.5, 4.5], [10.5, 6.5]] and pair.targets.tolist() == [[[1.5, 2.5]], [[20.5, 11.5]]]
     assert pair.source.dtype == pair.targets.dtype == torch.float32
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from torch.nn import functional as F
 from worlds import CLASSES, NAMES, Fake, Noise, Student, Truth, World, make_split
 
-from eval.confusion import ious
+from eval.confusion import ious, miou
 from eval.datasets.split import IGNORE
+from eval.resampling import counts
 from eval.tasks import TASKS, knn, match, retrieval, segmentation, zero_shot
 from eval.tasks.task import NotApplicable
 from teachers.errors import UserError
@@ -115,8 +117,10 @@ def test_retrieval_ranks_agree_with_brute_force():
 
 
 def test_retrieval_ties_count_against_the_model():
-    same = torch.ones(5, 3)
-    assert retrieval.ranks(same, same, torch.eye(5, dtype=torch.bool)).tolist() == [4] * 5
+    for count, width in ((5, 3), (5, 512), (17, 512), (120, 37)):  # wide ones are equal but for rounding
+        same, queries = torch.randn(2, count, width, generator=torch.Generator().manual_seed(count))
+        same = same[:1].expand(count, -1).contiguous()
+        assert retrieval.ranks(queries, same, torch.eye(count, dtype=torch.bool)).tolist() == [count - 1] * count
 
 
 def test_retrieval_chance_is_exact():
@@ -189,6 +193,25 @@ def test_miou_agrees_with_torchmetrics(world):
         large = F.interpolate(probe(maps), (16, 16), mode="bilinear", align_corners=False)
     masks = torch.stack([world.val.mask(i) for i in range(world.val.count)])
     assert result.metrics["mIoU"].value == pytest.approx(jaccard(large.argmax(1), masks), abs=1e-3)
+
+
+def test_a_resample_judges_the_classes_that_it_has():
+    """Five rare classes in two pictures each; one stray pixel of each elsewhere must not decide the interval."""
+    confusions = np.zeros((2, 60, 10, 10))
+    for common in range(5):
+        confusions[:, :, common, common], confusions[:, :, common, (common + 1) % 5] = 900, 100
+    for rare in range(5, 10):
+        for picture in (rare, rare + 20):
+            confusions[:, picture, rare, rare], confusions[:, picture, rare, 0] = 300, 100
+        confusions[1, 40 + rare, 0, rare] += 1
+        confusions[1, 40 + rare, 0, 0] -= 1
+    clean, stray = (np.array(miou(own, 0, SimpleNamespace(identity="x")).resamples) for own in confusions)
+    assert np.std(stray - clean) < 0.1 and np.std(stray) < 1
+    draws = counts("x", 60)
+    for resample, drawn in zip(stray, draws):  # as a test set with just these pictures would be scored
+        left = np.repeat(confusions[1], drawn, axis=0).sum(axis=0)
+        own = ious(left)[left.sum(axis=1) > 0]
+        assert resample == pytest.approx(100 * own.mean(), abs=1e-4)
 
 
 def test_ious_leave_out_what_does_not_occur():
