@@ -9,15 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from eval.kept import examples_file
 from eval.tasks.task import EXAMPLES, Example
 
 SIDE = 160  # pixels of an example's longer side, at most
 ROWS = ("picture", "truth", "answer")
-
-
-def examples_file(score: Path) -> Path:
-    """Where the examples of the score at `score` stand."""
-    return score.with_suffix(".png")
 
 
 def save_examples(examples: Sequence[Example], score: Path) -> None:

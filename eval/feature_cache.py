@@ -1,9 +1,9 @@
 """Turns (encoder, split, size) into features on disk, extracted once and shared by every task.
 
 A *part* is one output: `backbone.summary`, `clip.spatial`, ... The folder is
-`<encoder identity>/<split identity>-<H>x<W>-<fit>-<dtype>/<part>/00000.safetensors`, a file a chunk of pictures, each
-written to a temporary name and renamed, so a killed run loses at most one chunk. Files that do not hold what their
-checksum says are made again.
+`<encoder identity>/<split identity>-v<version>-<H>x<W>-<fit>-<dtype>/<part>/00000.safetensors`, a file a chunk of
+pictures, each written to a temporary name and renamed, so a killed run loses at most one chunk. Files that do not hold
+what their checksum says are made again.
 
 Shapes: N pictures; a summary part is N×D, a spatial part N×D×h×w, fp32 when read.
 """
@@ -33,6 +33,7 @@ IN_MEMORY = 2 << 30  # bytes of one part up to which it is read as a whole
 ABANDONED = 24 * 3600  # seconds after which an unfinished file is nobody's
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SUMMARY, SPATIAL = "summary", "spatial"
+PICTURES = 1  # version: raise it where the same file comes to give other pixels (`read_image`, `View.image`)
 MEAN_COLOUR = (124, 116, 104)  # ImageNet's: what most encoders' normalisation, and SAM's, takes for zero
 
 
@@ -46,9 +47,11 @@ class View:
 
     @property
     def key(self) -> str:
+        """Names the features of these pictures; their truths are no part of it, unless they decide what is seen."""
         # Where the aspect is the pictures' own, all fits are one.
         same = self.split.shape and self.split.shape[0] * self.size[1] == self.split.shape[1] * self.size[0]
-        return f"{self.split.identity}-{self.size[0]}x{self.size[1]}-{'stretch' if same else self.fit}"
+        seen = f"{self.split.identity}-{self.split.truth_identity}" if self.split.truths_crop else self.split.identity
+        return f"{seen}-v{PICTURES}-{self.size[0]}x{self.size[1]}-{'stretch' if same else self.fit}"
 
     def image(self, index: int) -> Tensor:
         """Picture `index`, uint8 3×size."""

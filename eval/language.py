@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eval.datasets.split import files_identity
+from eval.datasets.split import weights_identity
 from teachers.errors import UserError
 from teachers.words import END, START, UNKNOWN, WordTokenizer
 
@@ -239,8 +239,7 @@ def folder_of(lm: str) -> Folder | None:
     """What the setting `lm` depends on; None: on nothing but itself."""
     if lm == TINY:
         return None
-    folder = _found(Path(lm).expanduser())
-    return Folder(files_identity(sorted(file for file in folder.rglob("*") if file.is_file()), folder))
+    return Folder(weights_identity(_found(Path(lm).expanduser())))
 
 
 def _found(folder: Path) -> Path:

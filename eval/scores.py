@@ -1,25 +1,25 @@
 """The typed result file: one JSON a (model, task, seed), written whole or not at all, read strictly.
 
-A score is done when a file says so under the same key: identities, task, protocol version, settings, data, seed.
+A score is done when a file says so under the same key: identities, task, protocol version, settings, data, seed. What
+would put no figures in the place of some, a failure or a task that does not apply, stands beside them as `.unscored`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import itertools
 import json
 import os
 import platform
 import re
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
+from eval.kept import all_kept, keep, put_back
 from radio_distill.documents import Section
 from teachers.errors import UserError
 
@@ -100,22 +100,78 @@ def score_file(folder: Path, model: str, identity: str, task: str, seed: int) ->
     return folder / f"{slug}-{identity[:8]}" / f"{task}.seed{seed}.json"
 
 
-def save(score: Score, file: Path) -> None:
-    """Write a score; one with another key that stood there is kept beside it, as `.before-DATE`."""
-    if file.exists() and (old := load(file)).key != score.key and old.done:
-        os.replace(file, _kept(file))
+def save(score: Score, file: Path) -> Path:
+    """Write a score and return where it stands now: at `file`, or beside what it must not displace (`_worth`).
+
+    A finished one with another key that stood at `file` is kept.
+    """
+    old = load(file) if file.exists() else None
+    if old and _worth(score) < _worth(old):
+        return _write(score, _unscored(file))
+    if old and old.done and old.key != score.key:
+        keep(file)
+    _write(score, file)
+    _unscored(file).unlink(missing_ok=True)
+    return file
+
+
+def recall(places: Sequence[Path], key: str) -> Score | None:
+    """The finished score with this key: at one of `places`, or kept beside one, in whose place it then stands again."""
+    for place in places:
+        if place.exists() and (score := load(place)).done and score.key == key:
+            _forget_failures(places)
+            return score
+    for place in places:
+        for kept in all_kept(place):
+            if (score := _readable(kept)) and score.done and score.key == key:
+                _reinstate(score, kept, place)
+                _forget_failures(places)
+                return score
+    return None
+
+
+def _worth(score: Score) -> tuple[bool, bool]:
+    """Figures are worth more than that a task does not apply, and that more than a failure."""
+    return score.done, bool(score.metrics)
+
+
+def _reinstate(score: Score, kept: Path, file: Path) -> None:
+    """Put a kept score in its place again, unless what stands there is worth more; that is kept in turn."""
+    old = load(file) if file.exists() else None
+    if old and _worth(score) < _worth(old):
+        return
+    if old and old.done:
+        keep(file)
+    put_back(kept, file)
+
+
+def _forget_failures(places: Sequence[Path]) -> None:
+    """Remove what says of a score that is there now that it could not be had."""
+    for place in places:
+        _unscored(place).unlink(missing_ok=True)
+        if len(places) > 1 and place.exists() and not load(place).done:  # under another name of the model
+            place.unlink()
+
+
+def _unscored(file: Path) -> Path:
+    return file.with_name(f"{file.name}.unscored")
+
+
+def _write(score: Score, file: Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     text = re.sub(r"\[\n[-\d.,\se+]*\]", lambda found: " ".join(found[0].split()), score.model_dump_json(indent=1))
     temporary.write_text(text + "\n", encoding="utf-8")  # lists of numbers on one line
     os.replace(temporary, file)
+    return file
 
 
-def _kept(file: Path) -> Path:
-    """A name that no file has for what stands at `file`: two changes may fall in one second."""
-    plain = f"{file.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = (plain if number == 1 else f"{plain}-{number}" for number in itertools.count(1))
-    return next(kept for kept in map(file.with_name, names) if not kept.exists())
+def _readable(kept: Path) -> Score | None:
+    """A kept score; None for one that is damaged, or of another format: nobody asked for it."""
+    try:
+        return load(kept)
+    except UserError:
+        return None
 
 
 def load(file: Path) -> Score:

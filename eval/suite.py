@@ -15,7 +15,7 @@ from eval.datasets.split import Split
 from eval.encoders import Model, device_name
 from eval.examples import save_examples
 from eval.feature_cache import FeatureCache
-from eval.scores import Score, libraries, load, save, score_file, score_key, show
+from eval.scores import Score, libraries, recall, save, score_file, score_key, show
 from eval.tasks import TASKS
 from eval.tasks.task import Context, NotApplicable, TaskSettings
 from radio_distill.console import duration
@@ -108,12 +108,10 @@ class Suite:
             return []
 
     def found(self, cell: Cell) -> Score | None:
-        """The score that stands there already, perhaps under another name of the model, and is no failure."""
-        for file in sorted(self.out.glob(f"scores/*-{cell.model.identity[:8]}/{cell.file.name}")):
-            score = load(file)
-            if score.done and score.key == self.key(cell):
-                return as_asked(score, cell)
-        return None
+        """The score that is there, perhaps under another name of the model, or kept when another took its place."""
+        folders = sorted(self.out.glob(f"scores/*-{cell.model.identity[:8]}"))
+        score = recall([folder / cell.file.name for folder in folders], self.key(cell)) if folders else None
+        return None if score is None else as_asked(score, cell)
 
     def run(self, models: Sequence[Model]) -> list[Score]:
         """Score what is missing; every cell's score, in order."""
@@ -144,7 +142,7 @@ class Suite:
             pass
 
     def score(self, cell: Cell) -> Score:
-        """Run one cell and write its file, whatever comes of it."""
+        """Run one cell and write what comes of it, whatever that is."""
         begun = time.monotonic()
         metrics, facts, examples, reason, failure = {}, {}, [], None, None
         try:
@@ -170,8 +168,7 @@ class Suite:
             error=failure, commit=self.commit, libraries=libraries(device_name(cell.model.encoder)),
             date=time.strftime("%Y-%m-%d %H:%M:%S"), seconds=round(time.monotonic() - begun, 2),
         )  # fmt: skip
-        save(score, cell.file)
-        save_examples(examples, cell.file)
+        save_examples(examples, save(score, cell.file))
         return as_asked(score, cell)
 
 

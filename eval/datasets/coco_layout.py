@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
-from eval.datasets.split import files_identity, find_root
+from eval.datasets.split import contents_identity, find_root
 from radio_distill.documents import Section
 from teachers.errors import UserError
 
@@ -44,8 +44,8 @@ class CocoPart:
 
     @property
     def identity(self) -> str:
-        """Changes with the annotation file."""
-        return files_identity([self.annotations], self.root)
+        """Changes with what the annotation file holds."""
+        return contents_identity([self.annotations], self.root)
 
     def parse(self, parser: Callable[[Any], T], expected: str) -> T:
         """What `parser` makes of the annotation file; `UserError` where there is none, or not what it looks for.

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from eval.datasets.split import Question, Split, choose, files_identity, find_root, read_image
+from eval.datasets.split import Question, Split, choose, contents_identity, files_identity, find_root, read_image
 from eval.datasets.vqa import check_files, plain, read_json
 from radio_distill.documents import Section
 
@@ -42,7 +42,7 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
     check_files(pictures, LAYOUT)
     return Split(
         data=name, part=part, count=len(pictures), source=f"{root} ({start})",
-        identity=files_identity([*pictures, file], root),
+        identity=files_identity([*pictures, file], root), truth_identity=contents_identity([file], root),
         image=lambda index: read_image(pictures[index]), questions=lambda index: asked[chosen[index]],
     )  # fmt: skip
 

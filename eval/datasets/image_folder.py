@@ -10,6 +10,7 @@ from pydantic import Field
 from eval.datasets.split import Split, choose, files_identity, find_root, list_images, read_image
 from radio_distill.documents import Section
 from teachers.errors import UserError
+from teachers.features import identity_of
 
 LAYOUT = "train/<class>/*.jpg and val/<class>/*.jpg, a folder a class"
 
@@ -41,11 +42,12 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
     pairs = [(file, label) for label, name in enumerate(classes) for file in _pictures(folder / name)]
     limit = config.train_limit if part == "train" else config.val_limit
     pairs = [pairs[index] for index in choose(len(pairs), limit, name, part)]
+    names = _names(root, config.names, classes)
     return Split(
         data=name, part=part, count=len(pairs), source=f"{root} ({folder.name})",
         identity=files_identity([file for file, _ in pairs], root, classes),
-        image=lambda index: read_image(pairs[index][0]), label=lambda index: pairs[index][1],
-        class_names=_names(root, config.names, classes),
+        truth_identity=identity_of({}, names) if config.names else "",
+        image=lambda index: read_image(pairs[index][0]), label=lambda index: pairs[index][1], class_names=names,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from eval.datasets.split import Split, choose, files_identity, find_root, read_image
+from eval.datasets.split import Split, choose, contents_identity, files_identity, find_root, read_image
 from radio_distill.documents import Section
 from teachers.errors import UserError
 
@@ -56,7 +56,7 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
     texts = [captions[: config.captions] for _, captions in rows]
     return Split(
         data=name, part=part, count=len(files), source=f"{root} ({config.annotations}, {' + '.join(wanted)})",
-        identity=files_identity(files, root), truth_identity=files_identity([root / config.annotations], root),
+        identity=files_identity(files, root), truth_identity=contents_identity([root / config.annotations], root),
         image=lambda index: read_image(files[index]),
         captions=lambda index: texts[index],
     )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.datasets.split import Split, choose, files_identity, read_image
+from eval.datasets.split import Split, choose, dated_identity, files_identity, read_image
 from teachers.errors import UserError
 
 UNKNOWN = -1
@@ -49,7 +49,7 @@ def masked_split(
 
     return Split(
         data=name, part=part, count=len(pairs), source=f"{root} ({part})", identity=files_identity(images, root),
-        truth_identity=files_identity(masks, root), image=lambda index: read_image(images[index]), mask=mask,
+        truth_identity=dated_identity(masks, root), image=lambda index: read_image(images[index]), mask=mask,
         mask_names=tuple(classes),
     )  # fmt: skip
 

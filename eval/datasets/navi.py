@@ -27,7 +27,16 @@ from torch import Tensor
 
 from eval.datasets.cameras import Camera, normals_of, turn_between
 from eval.datasets.lazy import Lazy
-from eval.datasets.split import Split, ViewPair, choose, files_identity, find_root, read_image
+from eval.datasets.split import (
+    Split,
+    ViewPair,
+    choose,
+    contents_identity,
+    dated_identity,
+    files_identity,
+    find_root,
+    read_image,
+)
 from radio_distill.documents import Section
 from radio_distill.views import resize
 from teachers.errors import UserError
@@ -100,7 +109,8 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
     return Split(
         data=name, part=part, count=len(photos), shape=(config.size, config.size),
         source=f"{root} ({prefix}, {len(files)} scenes)",
-        identity=files_identity([*files, *used], root, config.size),
+        identity=files_identity([*files, *used], root, config.size), truths_crop=True,
+        truth_identity=dated_identity([photo.depth for photo in photos], root, contents_identity(files, root)),
         image=lambda index: _image(photos[index], square(index), config.size),
         depth=lambda index: square(index).depth.float(), normals=lambda index: normals_of(square(index).local).float(),
         points=points, view_pairs=Lazy(lambda: _pairs(photos, config)),

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eval.datasets.label_masks import read_mask
-from eval.datasets.split import IGNORE, Split, choose, files_identity, find_root, read_image
+from eval.datasets.split import IGNORE, Split, choose, dated_identity, files_identity, find_root, read_image
 from eval.datasets.truth_files import files_of, listed, read_npy
 from radio_distill.documents import Section
 from teachers.errors import UserError
@@ -66,9 +66,10 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
     depths, normals, edges = (
         files_of(root / folder, numbers, ".npy", LAYOUT) for folder in ("depth", "normals", "edge")
     )
-    used = [file for files in (images, masks, depths, normals, edges) for file in files or []]
+    truths = [file for files in (masks, depths, normals, edges) for file in files or []]
     return Split(
-        data=name, part=part, count=len(images), source=f"{root} ({chosen})", identity=files_identity(used, root),
+        data=name, part=part, count=len(images), source=f"{root} ({chosen})",
+        identity=files_identity([*images, *truths], root), truth_identity=dated_identity(truths, root),
         image=lambda index: read_image(images[index]),
         mask=masks and (lambda index: _mask(masks[index], images[index])),
         depth=depths and (lambda index: _depth(depths[index], images[index])),

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from eval.datasets.label_masks import read_mask
 from eval.datasets.nyud import unit_normals
-from eval.datasets.split import IGNORE, Split, choose, files_identity, find_root, read_image
+from eval.datasets.split import IGNORE, Split, choose, dated_identity, files_identity, find_root, read_image
 from eval.datasets.truth_files import checked, files_of, listed, read_mat, read_png, size_of
 from eval.datasets.voc import NAMES
 from radio_distill.documents import Section
@@ -86,9 +86,10 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
     salient = files_of(root / "sal_distill", numbers, ".png", LAYOUT)
     labels = files_of(root / "pascal-context" / "trainval", numbers, ".mat", LAYOUT)
     normals = files_of(root / "normals_distill", numbers, ".png", LAYOUT) if labels else None
-    used = [file for files in (images, masks, people, salient, labels, normals) for file in files or []]
+    truths = [file for files in (masks, people, salient, labels, normals) for file in files or []]
     return Split(
-        data=name, part=part, count=len(images), source=f"{root} ({chosen})", identity=files_identity(used, root),
+        data=name, part=part, count=len(images), source=f"{root} ({chosen})",
+        identity=files_identity([*images, *truths], root), truth_identity=dated_identity(truths, root),
         image=lambda index: read_image(images[index]),
         mask=masks and (lambda index: _mask(masks[index], images[index])),
         parts=people and (lambda index: _parts(people[index], images[index])),

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 
 from eval.datasets.lazy import Lazy
-from eval.datasets.split import KeypointPair, Split, files_identity, find_root, read_image
+from eval.datasets.split import KeypointPair, Split, dated_identity, files_identity, find_root, read_image
 from radio_distill.documents import Section
 from teachers.errors import UserError
 
@@ -60,7 +60,7 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
     return Split(
         data=name, part=part, count=len(files), source=f"{root} ({listed}, {len(pairs)} pairs)",
         identity=files_identity(files, root, [pair.name for pair in pairs]),
-        truth_identity=files_identity(sorted(folder.glob("*.json")), root),
+        truth_identity=dated_identity(sorted(folder.glob("*.json")), root),
         image=lambda index: read_image(files[index]),
         keypoint_pairs=Lazy(lambda: [_read_pair(folder / f"{pair.name}.json", pair, numbers) for pair in pairs]),
     )  # fmt: skip

@@ -6,6 +6,7 @@ tensors H×W. The centre of row i, column j lies at x = j + 0.5, y = i + 0.5.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,9 +80,10 @@ class Split:
     data: str  # its name in the recipe
     part: str  # train or val
     count: int
-    identity: str  # changes with the pictures: the key of cached features
+    identity: str  # changes with the pictures, alike on every machine: the key of features, and what recipes expect
     source: str  # where it comes from, in words
-    truth_identity: str = field(default="", kw_only=True)  # changes with the files of truths, where they are others
+    truth_identity: str = field(default="", kw_only=True)  # changes with the truths, where files of others hold them
+    truths_crop: bool = field(default=False, kw_only=True)  # which part of a file is the picture, a truth decides
     image: Callable[[int], Tensor] = field(repr=False)
     label: Callable[[int], int] | None = field(default=None, repr=False)
     captions: Callable[[int], list[str]] | None = field(default=None, repr=False)
@@ -150,9 +152,37 @@ def choose(count: int, limit: int | None, *parts: str | int) -> list[int]:
 
 
 def files_identity(files: Sequence[Path], root: Path, *notes: object) -> str:
-    """A hash of names and sizes of `files` (reading a million pictures would take hours) and of `notes`."""
+    """A hash of names and sizes of `files` (reading a million pictures would take hours) and of `notes`.
+
+    It is the same on every machine, so `Split.identity` is made of it, which recipes `expect`.
+    """
     listing = [(str(file.relative_to(root)), file.stat().st_size) for file in files]
     return identity_of({}, listing, *notes)
+
+
+def contents_identity(files: Sequence[Path], root: Path, *notes: object) -> str:
+    """A hash of names and contents of `files`, and of `notes`: of annotations, which are few and are read anyway."""
+    listing = [(str(file.relative_to(root)), hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
+    return identity_of({}, listing, *notes)
+
+
+def dated_identity(files: Sequence[Path], root: Path, *notes: object) -> str:
+    """A hash of names, sizes and times of change of `files`, and of `notes`: of a truth a picture, and of weights.
+
+    An array that is corrected in place keeps its size. Contents would tell, but a run that has nothing to score would
+    still read gigabytes, or tens of thousands of small files over a network; times cost nothing. The price: a copy that
+    does not keep them (`cp` without `-a`) is scored again. That is why they are no part of `Split.identity`.
+    """
+    status = [(file, file.stat()) for file in files]
+    listing = [(str(file.relative_to(root)), found.st_size, found.st_mtime_ns) for file, found in status]
+    return identity_of({}, listing, *notes)
+
+
+def weights_identity(folder: Path) -> str:
+    """`dated_identity` of a folder of weights; hidden files, such as downloads are noted down in, do not count."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    shown = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    return dated_identity(shown, folder)
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from eval.datasets.split import Question, Split, choose, files_identity, find_root, read_image
+from eval.datasets.split import Question, Split, choose, contents_identity, files_identity, find_root, read_image
 from radio_distill.documents import Section
 from teachers.errors import UserError
 
@@ -52,6 +52,7 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
     return Split(
         data=name, part=part, count=len(files), source=f"{root} ({folder})",
         identity=files_identity([*files, asked_file, answered_file], root),
+        truth_identity=contents_identity([asked_file, answered_file], root),
         image=lambda index: read_image(files[index]), questions=lambda index: asked[chosen[index]],
     )  # fmt: skip
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 
 from eval.datasets import DATASETS
-from eval.datasets.split import IGNORE, choose
+from eval.datasets.split import IGNORE, choose, weights_identity
 from teachers.errors import UserError
 
 REAL = Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -202,6 +204,65 @@ def test_a_corrected_truth_is_another_set_whose_features_are_kept(tmp_path):
     after = opened()
     assert before.identity == after.identity and before.truth_identity != after.truth_identity
     assert after.truth_identity == opened().truth_identity
+
+
+def rewritten(file: Path, old: str, new: str) -> None:
+    """Other content, as many bytes, the same time of change: a copy keeps times, or none."""
+    text, status = file.read_text(), file.stat()
+    assert old in text and len(old) == len(new)
+    file.write_text(text.replace(old, new))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_annotations_count_by_their_content(tmp_path):
+    for part in ("train2017", "val2017"):
+        save(tmp_path / "set" / part / "1.jpg", grey())
+        notes = [{"id": 1, "image_id": 1, "caption": "A cat."}]
+        document = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": notes}
+        (tmp_path / "set/annotations").mkdir(exist_ok=True)
+        (tmp_path / f"set/annotations/captions_{part}.json").write_text(json.dumps(document))
+    before = open_split(tmp_path, kind="coco_captions", path="set")
+    rewritten(tmp_path / "set/annotations/captions_val2017.json", "cat", "dog")
+    after = open_split(tmp_path, kind="coco_captions", path="set")
+    assert after.identity == before.identity and after.truth_identity != before.truth_identity
+    shutil.copytree(tmp_path / "set", tmp_path / "copy", copy_function=shutil.copyfile)  # of today
+    assert open_split(tmp_path, kind="coco_captions", path="copy").truth_identity == after.truth_identity
+
+
+def test_names_of_classes_are_a_truth(tmp_path):
+    for part in ("train", "val"):
+        for name in ("n01", "n02"):
+            save(tmp_path / f"set/{part}/{name}/1.png", grey())
+    file, config = tmp_path / "set/classes.txt", {"kind": "image_folder", "path": "set", "names": "classes.txt"}
+    file.write_text("n01\tcat\nn02\tdog\n")
+    before = open_split(tmp_path, **config)
+    rewritten(file, "cat", "cow")
+    after = open_split(tmp_path, **config)
+    assert after.identity == before.identity and after.truth_identity != before.truth_identity
+    assert open_split(tmp_path, **config | {"names": None}).truth_identity == ""
+
+
+def test_identity_is_alike_on_every_machine_whatever_the_times(tmp_path):
+    save(tmp_path / "images/validation/a.png", grey())
+    save(tmp_path / "annotations/validation/a.png", np.zeros((8, 8)))
+
+    def opened():
+        return open_split(tmp_path, kind="masks", path=".", classes=2)
+
+    before = opened()
+    for file in tmp_path.rglob("*.png"):
+        os.utime(file, (0, 0))
+    assert opened().identity == before.identity and opened().truth_identity != before.truth_identity
+
+
+def test_hidden_files_in_a_folder_of_weights_do_not_count(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(bytes(8))
+    before = weights_identity(tmp_path)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache/model.lock").write_text("today")  # as a download leaves it, again and again
+    assert weights_identity(tmp_path) == before
+    os.utime(tmp_path / "model.safetensors", (0, 0))
+    assert weights_identity(tmp_path) != before
 
 
 def test_a_score_is_of_the_truths_that_it_was_judged_by(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from worlds import Noise, Student, Truth, make_split
@@ -76,6 +78,13 @@ def test_another_size_dtype_or_encoder_is_another_entry(cache):
 def test_both_fits_of_a_square_picture_are_one_entry():
     assert View(make_split(), (16, 16), "crop").key == View(make_split(), (16, 16), "stretch").key
     assert View(make_split(), (16, 32), "crop").key != View(make_split(), (16, 32), "stretch").key
+
+
+def test_pictures_read_in_another_way_are_another_entry_and_the_truths_are_not(monkeypatch):
+    before = VIEW.key
+    assert View(replace(VIEW.split, truth_identity="corrected"), (16, 16), "crop").key == before
+    monkeypatch.setattr(feature_cache, "PICTURES", feature_cache.PICTURES + 1)
+    assert VIEW.key != before
 
 
 def test_a_killed_extraction_goes_on_where_it_was(cache):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,13 @@ def test_what_is_missing_or_wrong_is_said(tmp_path):
     (tmp_path / "set/dataset_coco.json").write_text(json.dumps({"images": [entry("1.jpg", "test", "A cat.")]}))
     with pytest.raises(UserError, match="1 pictures with captions are not there, such as .*set/1.jpg"):
         open_split(tmp_path)
+
+
+def test_captions_changed_in_place_are_another_truth(tmp_path):
+    write(tmp_path / "set", "dataset_coco.json", "", entry("1.jpg", "test", "A cat."), entry("2.jpg", "val", "A."))
+    before, file = open_split(tmp_path), tmp_path / "set/dataset_coco.json"
+    status = file.stat()
+    file.write_text(file.read_text().replace("cat", "dog"))
+    os.utime(file, ns=(0, status.st_mtime_ns))
+    assert open_split(tmp_path).identity == before.identity
+    assert open_split(tmp_path).truth_identity != before.truth_identity

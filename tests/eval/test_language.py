@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -219,6 +220,9 @@ def test_what_a_folder_holds_is_part_of_what_figures_depend_on(tmp_path):
     before = folder_of(str(folder))
     assert folder_of(str(folder)) == before and folder_of(TINY) is None
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    assert folder_of(str(folder)) != before
+    before, weights = folder_of(str(folder)), folder / "model.safetensors"
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))  # others, as many bytes
     assert folder_of(str(folder)) != before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from worlds import World
 
 from eval.config import load_recipe
 from eval.datasets import navi
+from eval.feature_cache import View
 from eval.tabletop.render import Scene, render
 from teachers.errors import UserError
 
@@ -178,6 +180,20 @@ def test_a_limit_takes_some_pictures_and_identity_tells(written):
     whole, some = open_split(written), open_split(written, val_limit=3)
     assert some.count == 3 and len({whole.identity, some.identity, open_split(written, size=24).identity}) == 3
     assert whole.identity == open_split(written).identity
+
+
+def test_depth_changed_in_place_is_another_truth_and_other_pictures(root):
+    """The square that is shown lies around what the depth calls the object."""
+    before, files = open_split(root), sorted(root.glob("navi_v1/toy/wild_set/depth/*.png"))
+    os.utime(files[0], ns=(0, files[0].stat().st_mtime_ns + 1))
+    after = open_split(root)
+    assert after.identity == before.identity and after.truth_identity != before.truth_identity
+    assert View(after, (32, 32), "crop").key != View(before, (32, 32), "crop").key
+    notes = root / "navi_v1/toy/wild_set/annotations.json"
+    status = notes.stat()
+    notes.write_text(notes.read_text().replace("val", "VAL"))
+    os.utime(notes, ns=(0, status.st_mtime_ns))
+    assert open_split(root).truth_identity != after.truth_identity
 
 
 def test_a_recipe_can_name_it(tmp_path):

@@ -80,6 +80,13 @@ def test_lists_limits_and_identity(root):
     assert opened(root).identity != before
 
 
+@pytest.mark.parametrize("truth", ["segmentation/0002.png", "depth/0002.npy", "normals/0002.npy", "edge/0002.npy"])
+def test_a_truth_changed_in_place_is_another_truth(root, truth):
+    before, status = opened(root), (root / truth).stat()
+    os.utime(root / truth, ns=(0, status.st_mtime_ns + 1))
+    assert opened(root).truth_identity != before.truth_identity and opened(root).identity == before.identity
+
+
 def test_truths_whose_folder_is_absent_are_not_offered(root):
     os.rename(root / "edge", root / "elsewhere")
     split = opened(root)

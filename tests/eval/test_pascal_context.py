@@ -3,6 +3,7 @@ of the label map; what is wrong is said."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -188,3 +189,12 @@ def test_what_is_wrong_is_said(root, tmp_path):
         opened(root, val="test")
     with pytest.raises(UserError, match=r"no data set at (.|\n)*http"):
         opened(tmp_path / "none")
+
+
+def test_a_truth_changed_in_place_is_another_truth(root):
+    for file in sorted((root / "human_parts").iterdir()) + sorted((root / "semseg").rglob("*.png")):
+        before, status = [opened(root, part) for part in ("train", "val")], file.stat()
+        os.utime(file, ns=(0, status.st_mtime_ns + 1))
+        after = [opened(root, part) for part in ("train", "val")]
+        assert [split.identity for split in after] == [split.identity for split in before]
+        assert [split.truth_identity for split in after] != [split.truth_identity for split in before]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -324,3 +325,6 @@ def test_the_decoder_is_part_of_the_key(folder, world, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (other,) = TASKS["sam"].partners(world.context(Flat("sam_tiny"), "sam", weights=str(tmp_path)))
     assert other.identity != decoder.identity
+    weights = folder / "model.safetensors"
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))  # others, as many bytes
+    assert TASKS["sam"].partners(context)[0].identity != decoder.identity

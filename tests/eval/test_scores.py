@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from eval import scores as S
+from eval.kept import examples_file
 from eval.resampling import hits, metric, percentage, ratio
 from teachers.errors import UserError
 
@@ -99,6 +100,65 @@ def test_figures_of_two_protocols_under_one_name_are_refused(tmp_path):
         S.load_folder(tmp_path)
     S.save(make(model="b"), tmp_path / "b" / "knn.seed0.json")
     assert len(S.load_folder(tmp_path)) == 2
+
+
+def test_a_failure_takes_the_place_of_no_finished_score(tmp_path):
+    file = tmp_path / "knn.seed0.json"
+    S.save(make(), file)
+    for change in ({}, {"data_identity": "absent"}):  # also of the same key
+        where = S.save(make(error="no data set", metrics={}, **change), file)
+        assert S.load(file) == make() and S.load(where).error == "no data set"
+    assert S.load_folder(tmp_path) == [make()] and len(list(tmp_path.iterdir())) == 2  # not counted beside it
+    assert S.recall([file], make().key) == make()
+    assert [path.name for path in tmp_path.iterdir()] == ["knn.seed0.json"]  # it is there, so nothing failed
+
+
+def test_a_success_ends_a_failure_and_keeps_what_was_finished(tmp_path):
+    file = tmp_path / "knn.seed0.json"
+    S.save(make(), file)
+    S.save(make(error="broken", metrics={}, settings={"k": 5}), file)
+    S.save(make(settings={"k": 5}), file)
+    assert S.load(file).settings == {"k": 5}
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 2 and names[1].startswith("knn.seed0.json.before-")
+
+
+def test_that_a_task_does_not_apply_takes_the_place_of_no_figures(tmp_path):
+    file = tmp_path / "sam.seed0.json"
+    nothing = make(not_applicable="no SAM weights", metrics={}, settings={"k": 5})
+    S.save(nothing, file)
+    assert S.load(file) == nothing
+    S.save(make(), file)  # figures take its place
+    S.save(nothing, file)
+    assert S.load(file) == make()
+    assert S.recall([file], nothing.key) == nothing and S.load(file) == make()
+
+
+def test_a_kept_score_comes_back_with_its_examples(tmp_path):
+    file, asked = tmp_path / "knn.seed0.json", [make(settings={"k": k}) for k in (3, 5, 7)]
+    for score in asked:
+        S.save(score, file)
+        examples_file(file).write_bytes(bytes(score.settings["k"]))
+    for score in (asked[0], asked[1], asked[0], asked[2]):
+        assert S.recall([file], score.key) == S.load(file) == score
+        assert examples_file(file).read_bytes() == bytes(score.settings["k"])
+        assert len(list(tmp_path.iterdir())) == 6  # nothing is lost, nothing is doubled
+    assert S.recall([file], make(settings={"k": 9}).key) is None and S.load(file) == asked[2]
+
+
+def test_a_damaged_kept_score_stops_nothing(tmp_path):
+    file = tmp_path / "knn.seed0.json"
+    S.save(make(settings={"k": 5}), file)
+    S.save(make(), file)
+    file.with_name(f"{file.name}.before-29990101-000000").write_text("{")
+    assert S.recall([file], make(settings={"k": 5}).key).settings == {"k": 5}
+
+
+def test_a_score_under_another_name_of_its_model_ends_the_failure_under_this_one(tmp_path):
+    places = [tmp_path / name / "knn.seed0.json" for name in ("old", "renamed")]
+    S.save(make(), places[0])
+    S.save(make(error="no data set", metrics={}), places[1])
+    assert S.recall(places, make().key) == make() and S.load_folder(tmp_path) == [make()]
 
 
 # --- resampling ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,12 @@ def test_identity_changes_with_the_list(root):
     assert before == open_split(root).identity
     (root / "SPair-71k/Layout/large/test.txt").write_text("\n".join(list(PAIRS)[:2]))
     assert open_split(root).identity != before and open_split(root).count == 2
+
+
+def test_a_pair_changed_in_place_is_another_truth(root):
+    before, file = open_split(root), next((root / "SPair-71k/PairAnnotation/test").iterdir())
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+    assert open_split(root).truth_identity != before.truth_identity and open_split(root).identity == before.identity
 
 
 def test_a_recipe_can_name_it(tmp_path):

@@ -414,6 +414,49 @@ def test_every_score_that_another_takes_the_place_of_is_kept(tmp_path):
     assert sorted(kept) == [3, 5, 7] and trial.scores()["knn"].settings["k"] == 9
 
 
+def test_an_absent_disk_costs_no_score(tmp_path, capsys):
+    """A wrong --data-root fails, says so, and the right one finds everything as it was."""
+    trial = Trial(tmp_path, MASKS, PROBE)
+    write_masks(trial.root / "bad")
+    assert trial.run() == 0
+    file, examples = trial.file("bad"), trial.file("bad").with_suffix(".png")
+    before = file.read_bytes(), examples.read_bytes()
+    for _ in range(2):
+        assert trial.run("--data-root", str(tmp_path / "unmounted")) == 1
+        printed = capsys.readouterr().out
+        assert "1 there, 1 to do" in printed and "FAILED a, bad: no data set at" in printed
+        assert (file.read_bytes(), examples.read_bytes()) == before
+        assert {path.name for path in file.parent.iterdir() if path.name.startswith("bad")} == {
+            "bad.seed0.json", "bad.seed0.json.unscored", "bad.seed0.png",
+        }  # fmt: skip
+    assert trial.run() == 0 and "2 there, 0 to do" in capsys.readouterr().out
+    assert not list(file.parent.glob("*.unscored")) and (file.read_bytes(), examples.read_bytes()) == before
+
+
+def test_going_back_to_former_settings_scores_nothing_again(tmp_path, capsys):
+    trial = Trial(tmp_path)
+    figures = {}
+    for k in (3, 5):
+        assert trial.run("--set", f"tasks.knn.k={k}") == 0
+        figures[k] = trial.scores()["knn"]
+    capsys.readouterr()
+    for k in (3, 5, 3):
+        assert trial.run("--set", f"tasks.knn.k={k}") == 0
+        assert "1 there, 0 to do" in capsys.readouterr().out and trial.scores()["knn"] == figures[k]
+
+
+def test_a_truth_corrected_in_place_is_scored_again(tmp_path, capsys):
+    trial = Trial(tmp_path, MASKS, PROBE)
+    write_masks(trial.root / "bad")
+    assert trial.run() == 0
+    file = next((trial.root / "bad/annotations/validation").iterdir())
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # as an editor leaves it that writes as many bytes
+    capsys.readouterr()
+    assert trial.run() == 0
+    printed = capsys.readouterr().out
+    assert "1 there, 1 to do" in printed and "features" not in printed  # those of the pictures are still good
+
+
 def test_another_precision_is_another_score(tmp_path, capsys):
     trial = Trial(tmp_path)
     assert trial.run() == 0

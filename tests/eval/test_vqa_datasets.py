@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,19 @@ def test_identity_changes_with_the_questions(tmp_path, kind):
     assert before == open_split(tmp_path, kind=kind).identity
     file.write_text(file.read_text(encoding="utf-8").replace("sunny", "raining").replace("dark", "clear"))
     assert before != open_split(tmp_path, kind=kind).identity
+
+
+@pytest.mark.parametrize("kind", ["vqa", "gqa"])
+def test_answers_changed_in_place_are_another_truth(tmp_path, kind):
+    file = write_vqa(tmp_path)[0] if kind == "vqa" else write_gqa(tmp_path)
+    before, status = open_split(tmp_path, kind=kind), file.stat()
+    text = file.read_text(encoding="utf-8")
+    changed = text.replace("sunny", "rainy").replace("dark", "pale")
+    assert changed != text
+    file.write_text(changed)
+    os.utime(file, ns=(0, status.st_mtime_ns))
+    assert open_split(tmp_path, kind=kind).identity == before.identity
+    assert open_split(tmp_path, kind=kind).truth_identity != before.truth_identity
 
 
 def test_a_recipe_can_name_both(tmp_path):
