@@ -1,8 +1,8 @@
 """Turns result files of harnesses for vision-language models into scores that stand in one table with our own.
 
 A file speaks of a language model that was trained on a vision encoder's features; the model whose name it is given
-under is that encoder. What the file does not know (resamples of its questions) is not made up: a figure stands without
-an error of its own, and the standard error that the harness wrote is kept among the facts.
+under is that encoder. What the file does not know (resamples of its questions) is not made up: a figure has the
+standard error that the harness wrote, or none.
 """
 
 from __future__ import annotations
@@ -67,12 +67,11 @@ def _score(benchmark: Benchmark, model: Model, group: str) -> Score:
     metrics = {
         f"{benchmark.name} {name}": MetricScore(
             value=figure.value, direction=figure.direction, unit=figure.unit, n=benchmark.n,
-            counts=name == main and not benchmark.subtask,
+            counts=name == main and not benchmark.subtask, error=figure.stderr,
         )
         for name, figure in benchmark.figures.items()
     }  # fmt: skip
-    errors = {name: figure.stderr for name, figure in benchmark.figures.items() if figure.stderr is not None}
-    facts = {**benchmark.facts, **benchmark.conditions, "standard errors": errors}
+    facts = {**benchmark.facts, **benchmark.conditions}
     return Score(
         model=model.name, replicate=model.replicate, identity=model.identity, partners=[], task=benchmark.name,
         kind=KIND, group=group, counts=not benchmark.subtask, protocol=PROTOCOL_VERSION, data=benchmark.name,

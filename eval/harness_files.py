@@ -170,11 +170,15 @@ def _figures(task: str, row: Any, document: dict[str, Any], path: Path) -> dict[
         scale = next((scale for pattern, scale in SCALES.items() if _fits((task, metric), pattern)), RAW)
         figure = _scaled(value, scale, f"{path}: {task} {key}")
         figure.direction = _direction(task, metric, scale, document, path)
-        stderr = row.get(f"{metric}_stderr,{filtered}")
-        figure.stderr = scale.factor * stderr if _is_number(stderr) else None
+        figure.stderr = _error(row.get(f"{metric}_stderr,{filtered}"), scale)
         figures[metric if filtered in ("none", "") else f"{metric} ({filtered})"] = figure
     main = next((name for wanted in MAIN for name in figures if name.split(" ")[0] == wanted), None)
     return {main: figures[main]} | figures if main else figures
+
+
+def _error(value: Any, scale: Scale) -> float | None:
+    """A standard error, in the figure's unit; None for what is none (`N/A`, or the NaN of a single question)."""
+    return scale.factor * value if _is_number(value) and 0 <= value < math.inf else None
 
 
 def _is_number(value: Any) -> bool:

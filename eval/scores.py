@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from radio_distill.documents import Section
 from teachers.errors import UserError
@@ -41,6 +41,14 @@ class MetricScore(Section):
     chance: Finite | None = Field(None, description="what knowing nothing scores")
     counts: bool = Field(True, description="whether it enters Δm%")
     resamples: list[Finite] = Field(default_factory=list, description="on bootstrap resamples of the test pictures")
+    error: Finite | None = Field(
+        None, ge=0, description="standard error, in the value's unit, where no resamples can be had"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_an_empty_error(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Files of figures that have resamples stay as they were before there was `error`."""
+        return {key: value for key, value in plain(self).items() if key != "error" or value is not None}
 
 
 class Score(Section):

@@ -28,7 +28,7 @@ def scores_csv(scores: Sequence[Score]) -> str:
             "note": "" if score.metrics else reason(score),
         }
         for name, figure in score.metrics.items() or [("", None)]:
-            extra = {} if figure is None else figure.model_dump(exclude={"resamples", "counts"})
+            extra = {} if figure is None else figure.model_dump(exclude={"resamples", "error", "counts"})
             counts = {} if figure is None else {"in_delta": "yes" if figure.counts else "no"}
             writer.writerow(row | {"metric": name} | extra | counts)
     return buffer.getvalue()

@@ -14,6 +14,7 @@ from eval.delta_m import compare
 from eval.encoders import Model
 from eval.harness import KIND, imported_scores
 from eval.harness_files import read
+from eval.report.csv_files import scores_csv
 from eval.scores import Score, check_protocols, load, save
 from eval.tables import delta_table
 from teachers.errors import UserError
@@ -92,10 +93,10 @@ def test_lmms_eval_is_read_with_direction_scale_n_and_circumstances(tmp_path):
     assert facts["file"] == str(file) and facts["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert facts["harness"] == "lmms-eval" and facts["harness version"] == "main@v0.6-249"
     assert facts["n-shot"] == 0 and facts["version"] == "Yaml" and facts["model"] == "some/model"
-    assert facts["standard errors"] == {"exact_match": pytest.approx(0.436)}  # in the figure's unit
+    assert figure.error == pytest.approx(0.436)  # in the figure's unit
     assert [name for name, metric in mme.metrics.items() if metric.counts] == ["mme mme_perception_score"]
     assert mme.metrics["mme mme_cognition_score"].value == 608.92 and mme.metrics["mme mme_cognition_score"].unit == ""
-    assert mme.facts["standard errors"] == {}
+    assert [metric.error for metric in (*mme.metrics.values(), *pope.metrics.values())] == [None] * 4
     assert [(name, metric.value, metric.counts) for name, metric in pope.metrics.items()] == [
         ("pope pope_f1_score", 86, True), ("pope pope_accuracy", 87, False),
     ]  # fmt: skip
@@ -140,6 +141,12 @@ def test_a_direction_that_nobody_knows_is_asked_for(tmp_path):
     with pytest.raises(UserError, match=r'oddity of task(.|\n)*add "higher_is_better": {"task": {"oddity": true}}'):
         one(tmp_path, lm_eval({"oddity,none": 0.3}))
     assert one(tmp_path, lm_eval({"exact_match,none": 0.3})).metrics["task exact_match"].direction == "higher"
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -0.1, True, "N/A"])
+def test_what_is_no_standard_error_is_left_out(tmp_path, odd):
+    score = one(tmp_path, lm_eval({"exact_match,none": 0.3, "exact_match_stderr,none": odd}))
+    assert score.metrics["task exact_match"].error is None
 
 
 @pytest.mark.parametrize("value", [59.9, -0.1])
@@ -263,13 +270,14 @@ def test_figures_made_under_other_conditions_are_not_put_side_by_side(tmp_path, 
 
 
 def test_imported_figures_enter_delta_m_and_survive_a_file(tmp_path):
-    better = lmms(results={"gqa": {"exact_match,none": 0.66}})
+    better = lmms(results={"gqa": {"exact_match,none": 0.66, "exact_match_stderr,none": 0.005}})
     base = lmms(results={"gqa": {"exact_match,none": 0.60}})
     pairs = [f"a={write(tmp_path / '1.json', base)}", f"b={write(tmp_path / '2.json', better)}"]
     scores = imported_scores(pairs, models("a", "b"), group="VLM")
     check_protocols(scores)
-    save(scores[0], tmp_path / "scores" / "gqa.json")
-    assert load(tmp_path / "scores" / "gqa.json") == scores[0]
+    save(scores[-1], tmp_path / "scores" / "gqa.json")
+    assert load(tmp_path / "scores" / "gqa.json") == scores[-1] and scores[-1].metrics["gqa exact_match"].error == 0.5
+    assert "gqa exact_match" in scores_csv(scores)
     (_, row) = compare(delta_table(scores), "a")
     assert row.groups["VLM"].mean == pytest.approx(10) and row.overall.mean == pytest.approx(10)
     assert {score.group for score in scores} == {"VLM"}

@@ -32,6 +32,14 @@ def test_a_score_comes_back_as_it_went(tmp_path):
     assert '"resamples": [ 50.0, 52.0 ]' in file.read_text()
 
 
+def test_an_error_is_written_only_where_a_figure_has_one(tmp_path):
+    S.save(make(), tmp_path / "old.json")
+    assert "error" not in json.loads((tmp_path / "old.json").read_text())["metrics"]["top-1"]
+    figure = S.MetricScore(value=51.5, direction="higher", unit="%", n=200, error=3.5)
+    S.save(make(metrics={"top-1": figure}), tmp_path / "new.json")
+    assert S.load(tmp_path / "new.json").metrics["top-1"].error == 3.5
+
+
 @pytest.mark.parametrize("change", ["identity", "protocol", "settings", "data_identity", "seed", "task", "partners"])
 def test_the_key_depends_on_all_that_a_figure_depends_on(change):
     other = {
