@@ -147,7 +147,7 @@ def _open_teacher(text: str, device: torch.device | str) -> Encoder:
     try:
         options = {key: yaml.safe_load(value) for key, value in given}
     except yaml.YAMLError:
-        raise UserError(f"teacher:{text}: an option is no YAML", expected="values such as 8, true or [32, 48]") from None
+        raise UserError(f"teacher:{text}: an option is no YAML", expected="values such as 8 or [32, 48]") from None
     weights = options.pop("weights", None)
     return build(name, weights=None if weights is None else str(weights), device=device, **options)
 
