@@ -316,11 +316,11 @@ def _sheet(dataset: str, content: str | list[dict[str, Any]], path: Path) -> Ben
         where = f"a row whose {sheet.row[0]} is {sheet.row[1]}, and in it " if sheet.row else ""
         raise UserError(f"{path} has no {sheet.columns[0]}", expected=f"{where}{', '.join(sheet.columns)}")
     row = wanted[0]
-    figures = {
-        column: _scaled(_entry(row, column, path), sheet.scale, f"{path}: {column}") for column in sheet.columns
-    }
+    figures = {column: _scaled(_entry(row, column, path), sheet.scale, f"{path}: {column}") for column in sheet.columns}
     facts = {"harness version": None, "date": ""}
-    questions = _scaled(_entry(row, "tot", path), POINTS, f"{path}: tot").value if row.get("tot") else 0
+    questions = (
+        _scaled(_entry(row, "tot", path), POINTS, f"{path}: tot").value if str(row.get("tot") or "").strip() else 0
+    )
     return Benchmark(dataset, figures, {"harness": "VLMEvalKit"}, int(questions), facts=facts)
 
 

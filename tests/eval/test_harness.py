@@ -315,4 +315,3 @@ def test_imported_figures_enter_delta_m_and_survive_a_file(tmp_path):
     (_, row) = compare(delta_table(scores), "a")
     assert row.groups["VLM"].mean == pytest.approx(10) and row.overall.mean == pytest.approx(10)
     assert {score.group for score in scores} == {"VLM"}
-
