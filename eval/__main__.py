@@ -17,7 +17,7 @@ COMMANDS = {  # first word → the module with its `main(argv)`; anything else i
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit status: 0, 1 where a task failed, 2 for a user's mistake."""
+    """The command; returns its exit status: 0, 1 where a task failed, 2 for a user's mistake, 130 for Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv[:1] and argv[0] in COMMANDS:
@@ -26,6 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nStopped: the same command goes on from here.", file=sys.stderr)
+        return 130
 
 
 def _listing(argv: list[str]) -> int:

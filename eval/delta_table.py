@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 from pathlib import Path
 
 from eval import published
@@ -85,10 +86,18 @@ def _cells(path: str | Path, header: list[str], lines: list[tuple[int, list[str]
 
 
 def _number(row: dict[str, str], column: str) -> float:
+    value = _finite(row[column])
+    if value is None:
+        raise UserError(f"column {column}: {row[column]!r} is not a finite number")
+    return value
+
+
+def _finite(text: str) -> float | None:
     try:
-        return float(row[column])
+        value = float(text)
     except ValueError:
-        raise UserError(f"column {column}: {row[column]!r} is not a number") from None
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _read_scores(path: str | Path, header: list[str], lines: list[tuple[int, list[str]]]) -> Table:
@@ -148,8 +157,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     arguments = parser.parse_args(argv)
     printed = dict(_claim(text) for text in arguments.check)
+    if not 0 <= arguments.tolerance < math.inf:
+        raise UserError(f"--tolerance {arguments.tolerance:g}", expected="a distance between values: 0, or more")
     table = read_csv(arguments.table)
     if isinstance(table, dict):
+        _check_own_baseline(arguments, table)
         overall = {model: mean(own.values()) for model, own in table.items()}
         answer, text = {"baseline": arguments.baseline, "models": _groups_json(table)}, _groups_text(table)
     else:
@@ -173,11 +185,20 @@ def main(argv: list[str]) -> int:
 
 
 def _claim(text: str) -> tuple[str, float]:
-    name, _, value = text.rpartition("=")
-    try:
-        return name, float(value)
-    except ValueError:
-        raise UserError(f"cannot read --check {text!r}", expected="MODEL=NUMBER, such as PRISM=2.29") from None
+    name, _, number = text.rpartition("=")
+    value = _finite(number)
+    if value is None:
+        raise UserError(f"cannot read --check {text!r}", expected="MODEL=NUMBER, such as PRISM=2.29")
+    return name, value
+
+
+def _check_own_baseline(arguments: argparse.Namespace, groups: Groups) -> None:
+    """Raise `UserError` for a baseline that a table of Δ% does not hold: what they are against is past changing."""
+    if arguments.baseline not in (None, *groups):
+        raise UserError(
+            f"--baseline {arguments.baseline}: {arguments.table} has no such model, and its figures are Δ% already",
+            expected=f"one of {', '.join(groups)}, or no --baseline",
+        )
 
 
 def row_json(row: Row, rank: float | None) -> dict:

@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from radio_distill import documents
 from teachers.errors import UserError
 from teachers.features import Encoder, Features, Size
 
@@ -144,7 +145,11 @@ def _open_teacher(text: str, device: torch.device | str) -> Encoder:
     from teachers.catalogue import build
 
     name, _, query = text.partition("?")
-    options = {key: yaml.safe_load(value) for key, value in parse_qsl(query, keep_blank_values=True)}
+    given = parse_qsl(query, keep_blank_values=True)
+    try:
+        options = {key: yaml.safe_load(value) for key, value in given}
+    except yaml.YAMLError:
+        raise UserError(f"teacher:{text}: an option is no YAML", expected="values such as 8 or [32, 48]") from None
     weights = options.pop("weights", None)
     return build(name, weights=None if weights is None else str(weights), device=device, **options)
 
@@ -155,10 +160,12 @@ def _open_sharpened(text: str, device: torch.device | str) -> Encoder:
 
     spec, _, query = text.partition("?")
     given = dict(parse_qsl(query))
-    factor = int(given.pop("factor", "2"))
+    factor = given.pop("factor", "2")
+    if not factor.isdecimal():
+        raise UserError(f"sharpened:{text}: factor is {factor!r}", expected="a whole number, such as factor=2")
     teacher = given.pop("teacher", None)
     teacher = f"{teacher}?{urlencode(given)}" if teacher else _teacher_of(Path(spec).expanduser())
-    return build(spec, _open_teacher(teacher, device), factor=factor, device=device)
+    return build(spec, _open_teacher(teacher, device), factor=int(factor), device=device)
 
 
 def _teacher_of(run: Path) -> str:
@@ -170,7 +177,15 @@ def _teacher_of(run: Path) -> str:
             expected="the run folder of a `task: sharpen`",
             todo=f"name the teacher: 'sharpened:{run}?teacher=NAME'",
         )
-    (teacher,) = yaml.safe_load(recipe.read_text(encoding="utf-8"))["teachers"].values()
+    teachers = documents.read(recipe).get("teachers")
+    found = list(teachers.values()) if isinstance(teachers, dict) else []
+    if len(found) != 1 or not isinstance(found[0], dict) or "encoder" not in found[0]:
+        raise UserError(
+            f"{run} is no run of a sharpener: its recipe.yaml names {len(found)} teachers",
+            expected="the run folder of a `task: sharpen`, which has one teacher, with its encoder",
+            todo=f"a student's run is a MODEL as it is: {run}",
+        )
+    teacher = found[0]
     options = {key: json.dumps(value) for key, value in (teacher.get("options") or {}).items()}
     if teacher.get("weights"):
         options["weights"] = teacher["weights"]

@@ -20,9 +20,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from radio_distill.documents import Section, validate
 from teachers.errors import UserError
 
 EXPECTED = (
@@ -60,6 +64,68 @@ MAIN = (  # of several metrics of a benchmark, the one that counts; where it has
 )  # fmt: skip
 LEFT_OUT = ("sample_len", "pope_yes_ratio")  # numbers of which neither more nor less is better
 VERSIONS = {"lmms_eval_version": "lmms-eval", "lm_eval_version": "lm-evaluation-harness"}  # key → who wrote it
+
+
+def _or_empty(value: Any) -> Any:
+    return {} if value is None else value
+
+
+Entries = TypeVar("Entries")
+ByTask = Annotated[dict[str, Entries], BeforeValidator(_or_empty)]  # null: as if the key were not there
+
+
+class Loose(Section):
+    """A part of a file that others write: what is not read here may be anything."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Samples(Loose):
+    """How many questions were asked."""
+
+    effective: int = Field(ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _or_their_number_alone(cls, value: Any) -> Any:
+        return {"effective": value} if _number(value) is not None else value
+
+
+class HarnessFile(Loose):
+    """What is read of a file of lm-evaluation-harness or lmms-eval."""
+
+    results: dict[str, Any]  # task → its row, in which all that is no number is passed over
+    higher_is_better: ByTask[dict[str, bool | None] | None] = {}
+    samples: ByTask[Samples | None] = Field({}, alias="n-samples")
+    shots: ByTask[Any] = Field({}, alias="n-shot")
+    versions: ByTask[Any] = {}
+    group_subtasks: ByTask[list[str] | None] = {}
+    date: str = ""
+    model_name: Any = None
+    git_hash: Any = None
+    lmms_eval_version: Any = None
+    lm_eval_version: Any = None
+
+    @field_validator("group_subtasks")
+    @classmethod
+    def _no_group_inside_itself(cls, value: dict[str, list[str] | None]) -> dict[str, list[str]]:
+        groups = {group: below for group, below in value.items() if below}
+        try:
+            TopologicalSorter(groups).prepare()
+        except CycleError as error:
+            raise ValueError(f"groups that hold each other: {', '.join(error.args[1])}") from None
+        return groups
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _in_words(cls, value: Any) -> Any:
+        """Seconds since 1970, or text as the file has it."""
+        if _number(value) is None:
+            return "" if value is None else value
+        try:
+            return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(value))
+        except (ValueError, OverflowError, OSError):
+            raise ValueError(f"expected seconds since 1970, or a text, got {value}") from None
 
 
 class Sheet(NamedTuple):
@@ -119,11 +185,11 @@ def read(path: Path) -> list[Benchmark]:
         raise UserError(f"{path} cannot be read: {why}", expected=EXPECTED) from None
     try:
         document = json.loads(text) if path.suffix == ".json" else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}", expected=EXPECTED) from None
     if isinstance(document, dict) and isinstance(document.get("results"), dict):
-        found = _harness(document, path)
-    elif (dataset := _dataset(path)) is not None:
+        found = _harness(validate(document, HarnessFile, source=str(path)), path)
+    elif (dataset := _dataset(path)) is not None and isinstance(document, dict | None):
         found = [_sheet(dataset, text if document is None else [document], path)]
     else:
         todo = f"VLMEvalKit's data sets that are known: {', '.join(SHEETS)}" if _vlmevalkit(path) else None
@@ -136,39 +202,46 @@ def read(path: Path) -> list[Benchmark]:
 # --- lm-evaluation-harness and lmms-eval -----------------------------------------------------------------------------
 
 
-def _harness(document: dict[str, Any], path: Path) -> list[Benchmark]:
-    key = next((key for key in VERSIONS if key in document), "lm_eval_version")  # neither: an old file of either
-    name = VERSIONS[key]
+def _harness(document: HarnessFile, path: Path) -> list[Benchmark]:
+    key = next((key for key in VERSIONS if key in document.model_fields_set), "lm_eval_version")  # an old file: neither
     facts = {
-        "harness version": document.get(key), "harness commit": document.get("git_hash"),
-        "date": _date(document.get("date")), "model": document.get("model_name"),
+        "harness version": getattr(document, key), "harness commit": document.git_hash, "date": document.date,
+        "model": document.model_name,
     }  # fmt: skip
-    groups = {task: below for task, below in (document.get("group_subtasks") or {}).items() if below}
-    found = {}
-    for task, row in document["results"].items():
+    questions, found = _questions(document), {}
+    for task, row in document.results.items():
         figures = _figures(task, row, document, path)
         if figures:
             conditions = {
-                "harness": name, "version": _of(document, "versions", task), "n-shot": _of(document, "n-shot", task)
+                "harness": VERSIONS[key], "version": document.versions.get(task), "n-shot": document.shots.get(task)
             }  # fmt: skip
-            found[task] = Benchmark(task, figures, conditions, _samples(document, task, groups), facts=dict(facts))
+            found[task] = Benchmark(task, figures, conditions, questions.get(task, 0), facts=dict(facts))
     if not found:
         raise UserError(f"{path} holds no figure", expected='results: {TASK: {"METRIC,FILTER": number}}')
-    for group, below in groups.items():
+    for group, below in document.group_subtasks.items():
         for task in set(below) & set(found) if group in found else ():
             found[task].subtask = True
     return list(found.values())
 
 
-def _figures(task: str, row: Any, document: dict[str, Any], path: Path) -> dict[str, Figure]:
+def _questions(document: HarnessFile) -> dict[str, int]:
+    """Task → questions behind it; a group of which the file does not say it has those of its tasks."""
+    found = {task: samples.effective for task, samples in document.samples.items() if samples is not None}
+    for task in TopologicalSorter(document.group_subtasks).static_order():  # what is in a group comes before it
+        found.setdefault(task, sum(found[below] for below in document.group_subtasks.get(task, ())))
+    return found
+
+
+def _figures(task: str, row: Any, document: HarnessFile, path: Path) -> dict[str, Figure]:
     """Metric → figure, the main one first; what is not a number (names, `N/A`, submissions) is left out."""
     figures: dict[str, Figure] = {}
     for key, value in row.items() if isinstance(row, dict) else ():
         metric, _, filtered = key.partition(",")
-        if "_stderr" in metric or metric in LEFT_OUT or not _is_number(value):
+        number = _number(value)
+        if "_stderr" in metric or metric in LEFT_OUT or number is None:
             continue
         scale = next((scale for pattern, scale in SCALES.items() if _fits((task, metric), pattern)), RAW)
-        figure = _scaled(value, scale, f"{path}: {task} {key}")
+        figure = _scaled(number, scale, f"{path}: {task} {key}")
         figure.direction = _direction(task, metric, scale, document, path)
         figure.stderr = _error(row.get(f"{metric}_stderr,{filtered}"), scale)
         figures[metric if filtered in ("none", "") else f"{metric} ({filtered})"] = figure
@@ -178,20 +251,28 @@ def _figures(task: str, row: Any, document: dict[str, Any], path: Path) -> dict[
 
 def _error(value: Any, scale: Scale) -> float | None:
     """A standard error, in the figure's unit; None for what is none (`N/A`, or the NaN of a single question)."""
-    return scale.factor * value if _is_number(value) and 0 <= value < math.inf else None
+    number = _number(value)
+    error = math.nan if number is None else scale.factor * number
+    return error if 0 <= error < math.inf else None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _number(value: Any) -> float | None:
+    """A number of a JSON file; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.inf
 
 
 def _fits(given: Sequence[str], pattern: Sequence[str]) -> bool:
     return all(fnmatchcase(word, wanted) for word, wanted in zip(given, pattern))
 
 
-def _direction(task: str, metric: str, scale: Scale, document: dict[str, Any], path: Path) -> str:
-    said = (_of(document, "higher_is_better", task) or {}).get(metric)
-    if isinstance(said, bool):
+def _direction(task: str, metric: str, scale: Scale, document: HarnessFile, path: Path) -> str:
+    said = (document.higher_is_better.get(task) or {}).get(metric)
+    if said is not None:
         return "higher" if said else "lower"
     if scale.direction is None:
         raise UserError(
@@ -210,25 +291,6 @@ def _scaled(value: float, scale: Scale, where: str) -> Figure:
     return Figure(scale.factor * value, scale.unit, scale.direction or "higher")
 
 
-def _samples(document: dict[str, Any], task: str, groups: dict[str, list[str]]) -> int:
-    """Questions behind a task, or behind the tasks of a group."""
-    own = (document.get("n-samples") or {}).get(task)
-    if own is None:
-        return sum(_samples(document, below, groups) for below in groups.get(task, ()))
-    return int(own["effective"] if isinstance(own, dict) else own)
-
-
-def _of(document: dict[str, Any], section: str, task: str) -> Any:
-    return (document.get(section) or {}).get(task)
-
-
-def _date(given: Any) -> str:
-    """Seconds since 1970, or text as the file has it."""
-    if isinstance(given, int | float):
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(given))
-    return "" if given is None else str(given)
-
-
 # --- VLMEvalKit ------------------------------------------------------------------------------------------------------
 
 
@@ -245,18 +307,25 @@ def _dataset(path: Path) -> str | None:
 
 def _sheet(dataset: str, content: str | list[dict[str, Any]], path: Path) -> Benchmark:
     sheet = SHEETS[dataset]
-    rows = list(csv.DictReader(io.StringIO(content))) if isinstance(content, str) else content
+    try:
+        rows = list(csv.DictReader(io.StringIO(content))) if isinstance(content, str) else content
+    except csv.Error as error:
+        raise UserError(f"{path} is damaged: {error}", expected=EXPECTED) from None
     wanted = [row for row in rows if sheet.row is None or row.get(sheet.row[0]) == sheet.row[1]]
     if not wanted or sheet.columns[0] not in wanted[0]:
         where = f"a row whose {sheet.row[0]} is {sheet.row[1]}, and in it " if sheet.row else ""
         raise UserError(f"{path} has no {sheet.columns[0]}", expected=f"{where}{', '.join(sheet.columns)}")
-    row, figures = wanted[0], {}
-    for column in sheet.columns:
-        try:
-            value = float(row[column])
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path}: {column} is {row.get(column)!r}", expected="a number") from None
-        figures[column] = _scaled(value, sheet.scale, f"{path}: {column}")
+    row = wanted[0]
+    figures = {column: _scaled(_entry(row, column, path), sheet.scale, f"{path}: {column}") for column in sheet.columns}
     facts = {"harness version": None, "date": ""}
-    questions = int(float(row["tot"])) if str(row.get("tot") or "").strip() else 0
-    return Benchmark(dataset, figures, {"harness": "VLMEvalKit"}, questions, facts=facts)
+    questions = (
+        _scaled(_entry(row, "tot", path), POINTS, f"{path}: tot").value if str(row.get("tot") or "").strip() else 0
+    )
+    return Benchmark(dataset, figures, {"harness": "VLMEvalKit"}, int(questions), facts=facts)
+
+
+def _entry(row: dict[str, Any], column: str, path: Path) -> float:
+    try:
+        return float(row[column])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise UserError(f"{path}: {column} is {row.get(column)!r}", expected="a number") from None

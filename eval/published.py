@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.resources
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -235,6 +235,29 @@ def source_of(name: str) -> str:
     return f"{published.source(table)}. {published.tables[table].protocol}"
 
 
+def check_groups(name: str, groups: Collection[str]) -> None:
+    """Raise `UserError` where the row `name` cannot have a metric in common with a table that will have `groups`."""
+    _, label, row = _figures(name)
+    theirs = dict.fromkeys(metric.group for metric in row)
+    if not set(groups) & set(theirs):
+        have = f"which has {', '.join(groups)}" if groups else "of which nothing counts"
+        raise UserError(
+            f"{label} shares no group with the table, {have}",
+            expected=f"one of the groups {', '.join(theirs)}",
+            todo="python -m eval published lists all rows; a recipe's key tasks.NAME.group names a task's group",
+        )
+
+
+def _figures(name: str) -> tuple[PublishedTable, str, dict[Metric, float]]:
+    """The table of the row `name`, what the row is called, and its figures; `UserError` where they are Δ% already."""
+    published = load()
+    key, model = one(published, name)
+    entry, label = published.tables[key], f"{PREFIX}{key}/{model}"
+    if entry.relative:
+        raise UserError(f"{label} holds Δ% against {entry.delta.baseline}, not figures", expected="a row with figures")
+    return entry, label, entry.row(model)
+
+
 def add_published(table: Table, name: str, units: Mapping[Metric, str] | None = None) -> str:
     """Add the published row `name` (with or without `published:`) to `table`; returns what it is called there.
 
@@ -244,29 +267,34 @@ def add_published(table: Table, name: str, units: Mapping[Metric, str] | None = 
     Args:
         units: of the table's metrics, where they are known, so that 0.5 is not compared with 50 %.
 
-    Raises `UserError` where directions or units differ, where no metric is common, or where the row holds Δ% already.
+    Raises `UserError`, and leaves the table as it was, where directions or units differ, where no metric is common, or
+    where the row holds Δ% already.
     """
-    published = load()
-    key, model = one(published, name)
-    entry, label = published.tables[key], f"{PREFIX}{key}/{model}"
-    if entry.relative:
-        raise UserError(f"{label} holds Δ% against {entry.delta.baseline}, not figures", expected="a row with figures")
-    row = entry.row(model)
-    if not set(row) & set(table.metrics):
-        raise UserError(
-            f"{label} shares no metric with the table, which has {'; '.join(map(str, table.metrics))}",
-            expected=f"some of the same group and name: {'; '.join(map(str, row))}",
-        )
+    entry, label, row = _figures(name)
+    columns = [column for column in entry.columns if column.metric in row]
+    _check_alike(table, label, columns, units or {})
     lengths = {metric: len(values) for (_, metric), values in table.resamples.items()}
-    for column in entry.columns:
-        theirs = (units or {}).get(column.metric, column.unit)
-        if theirs != column.unit:
-            raise UserError(f"{label}, {column.metric}: is in {column.unit or 'no unit'}, the table's in {theirs!r}")
-        if column.metric in row:
-            table.add(label, column.metric, column.direction, row[column.metric])
-        if column.metric in row and column.metric in lengths:  # exact: the same on every resample
+    for column in columns:
+        table.add(label, column.metric, column.direction, row[column.metric])
+        if column.metric in lengths:  # exact: the same on every resample
             table.resamples[label, column.metric] = np.full(lengths[column.metric], row[column.metric])
     for metric in table.metrics:
         if (label, metric) not in table.values:
             table.absent[label, metric] = "not published"
     return label
+
+
+def _check_alike(table: Table, label: str, columns: Sequence[Column], units: Mapping[Metric, str]) -> None:
+    """Raise `UserError` where no column is the table's too, or one that is has another direction or unit there."""
+    shared = [column for column in columns if column.metric in table.directions]
+    if not shared:
+        raise UserError(
+            f"{label} shares no metric with the table, which has {'; '.join(map(str, table.metrics)) or 'none'}",
+            expected=f"some of the same group and name: {'; '.join(str(column.metric) for column in columns)}",
+        )
+    for column in shared:
+        direction, unit = table.directions[column.metric], units.get(column.metric, column.unit)
+        if direction != column.direction:
+            raise UserError(f"{label}, {column.metric}: direction {column.direction!r}, but {direction!r} in the table")
+        if unit != column.unit:
+            raise UserError(f"{label}, {column.metric}: is in {column.unit or 'no unit'}, the table's in {unit!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from eval.delta_m import Metric
 from eval.encoders import FORMS, Model, open_models
 from eval.scores import Score, check_protocols
 from eval.suite import Suite
+from eval.tasks import TASKS
 from teachers.errors import UserError
 
 
@@ -28,25 +30,67 @@ def main(argv: list[str]) -> int:
 
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_called(arguments.device)
     out = Path(arguments.out or f"runs/eval/{path.stem}").expanduser()
     suite = Suite(recipe, out, Path(arguments.data_root or recipe.data_root).expanduser(), _say, commit())
     models = open_models(arguments.models, device)
     baseline = arguments.baseline or models[0].name
-    check_baseline(baseline, models)
     imported = harness.imported_scores(arguments.imported, models, arguments.imported_group)
+    check_baseline(baseline, models, counted_groups(recipe, imported))
     check_names(imported, recipe)
+    make_writable(suite.out / "scores")
     scores = [*suite.run(models), *imported]
     check_protocols(scores)
     command = shlex.join(["python", "-m", "eval", *argv])
-    _report(suite, models, scores, baseline=baseline, title=path.stem, command=command, common=arguments.common)
-    return 1 if any(score.error for score in scores) else 0
+    about = {"title": path.stem, "command": command, "common": arguments.common}
+    refused = _report(suite, models, scores, baseline=baseline, **about)
+    return 1 if any(score.error for score in scores) else 2 if refused else 0
 
 
-def check_baseline(baseline: str, models: Sequence[Model]) -> None:
-    """Raise `UserError`, before hours are spent, for a baseline that is neither a model nor a published row."""
+def device_called(name: str | None) -> str:
+    """The device of that name, or the best one there is; `UserError` for one that this machine does not have."""
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # what torch answers depends on how it was built
+        expected = "cpu, or cuda (cuda:1 for the second card) where there is one"
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}", expected=expected) from None
+    return name
+
+
+def make_writable(folder: Path) -> None:
+    """Make the folder of the scores; `UserError`, before hours are spent, where nothing can be kept in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror}", expected="a folder of yours, or a name that is free",
+            todo="name another one: --out DIR",
+        ) from None  # fmt: skip
+
+
+def counted_groups(recipe: EvalRecipe, imported: Sequence[Score]) -> list[str]:
+    """The groups of all that may enter Δm%."""
+    tasks = [(settings, TASKS[settings.task]) for settings in recipe.task_settings.values()]
+    counted = [
+        settings.group or module.GROUP
+        for settings, module in tasks
+        if (module.COUNTS if settings.counts is None else settings.counts)
+    ]
+    return list(dict.fromkeys([*counted, *(score.group for score in imported if score.counts)]))
+
+
+def check_baseline(baseline: str, models: Sequence[Model], groups: Sequence[str]) -> None:
+    """Raise `UserError`, before hours are spent, for a baseline that is neither a model nor a row that can match.
+
+    Args:
+        groups: of the table that will be.
+    """
     if baseline.startswith(published.PREFIX):
-        published.one(published.load(), baseline)
+        published.check_groups(baseline, groups)
     elif baseline not in {model.name for model in models}:
         names = ", ".join(dict.fromkeys(model.name for model in models))
         expected = f"one of {names}, or {published.PREFIX}NAME (python -m eval published lists those)"
@@ -64,18 +108,26 @@ def check_names(imported: Sequence[Score], recipe: EvalRecipe) -> None:
         )
 
 
-def _report(suite: Suite, models: Sequence[Model], scores: Sequence[Score], *, baseline: str, **about) -> None:
-    """Δm%, the report's files, and a few lines on the console."""
+def _report(
+    suite: Suite, models: Sequence[Model], scores: Sequence[Score], *, baseline: str, **about
+) -> UserError | None:
+    """Δm%, the report's files, and a few lines on the console.
+
+    Returns why it is not against `baseline`, a published row that does not match, but against the first model.
+    """
     from eval.delta_m import compare
     from eval.report import write
     from eval.tables import delta_table
 
-    table = delta_table(scores)
+    table, refused = delta_table(scores), None
     if baseline.startswith(published.PREFIX):
-        _say(f"{baseline}: {published.source_of(baseline)}")
-        baseline = published.add_published(table, baseline, _units(scores))
+        try:
+            baseline = published.add_published(table, baseline, _units(scores))
+            _say(f"{baseline}: {published.source_of(baseline)}")
+        except UserError as error:  # the scores stand, and their report
+            baseline, refused = models[0].name, error
     rows = compare(table, baseline, common=about["common"], undefined="missing") if table.directions else []
-    report = write(suite, models, scores, table, rows, baseline=baseline, **about)
+    report = write(suite, models, scores, table, rows, baseline=baseline, refused=refused, **about)
     _say("")
     for row in rows:
         verdict = f", {row.overall.verdict}" if row.overall and row.overall.error is not None else ""
@@ -84,7 +136,10 @@ def _report(suite: Suite, models: Sequence[Model], scores: Sequence[Score], *, b
     for score in scores:
         if score.error:
             _say(f"FAILED {score.model}, {score.task}: {score.error}")
+    if refused:
+        _say(f"NOT against the baseline that was asked for: {refused}")
     _say(f"report: {report}")
+    return refused
 
 
 def _units(scores: Sequence[Score]) -> dict[Metric, str]:

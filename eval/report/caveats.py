@@ -10,6 +10,7 @@ from eval.estimate import Estimate
 from eval.report.differences import SIGN_ONLY, UNRESOLVED, certainty
 from eval.report.lines import Line
 from eval.scores import Score
+from teachers.errors import UserError
 
 FEW = 100  # test pictures, below which an interval is itself a rough guess
 MANY = 20  # tested differences, from which on one of them is expected to look real by chance
@@ -24,13 +25,26 @@ class Caveat:
     items: tuple[str, ...] = ()
 
 
-def caveats(scores: Sequence[Score], rows: Sequence[Row], lines: Sequence[Line], baseline: str) -> list[Caveat]:
-    """Every warning that applies, the weightiest first."""
+def caveats(
+    scores: Sequence[Score], rows: Sequence[Row], lines: Sequence[Line], baseline: str, refused: UserError | None = None
+) -> list[Caveat]:
+    """Every warning that applies, the weightiest first.
+
+    Args:
+        refused: why `baseline` is not the one that was asked for.
+    """
     found = [
-        _trained_once(scores), _idle_baseline(lines, baseline), *_too_small(rows, lines, baseline),
-        _many(rows, baseline), _few(lines), _chance(lines),
+        _another_baseline(baseline, refused), _trained_once(scores), _idle_baseline(lines, baseline),
+        *_too_small(rows, lines, baseline), _many(rows, baseline), _few(lines), _chance(lines),
     ]  # fmt: skip
     return [caveat for caveat in found if caveat is not None]
+
+
+def _another_baseline(baseline: str, refused: UserError | None) -> Caveat | None:
+    if refused is None:
+        return None
+    items = (f"expected: {refused.expected}",) if refused.expected else ()
+    return Caveat("Not the baseline that was asked for.", f"All is against {baseline}, because {refused.what}.", items)
 
 
 def _trained_once(scores: Sequence[Score]) -> Caveat | None:

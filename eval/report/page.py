@@ -44,6 +44,7 @@ def write(
     title: str,
     command: str,
     common: bool,
+    refused: UserError | None = None,
 ) -> Path:
     """Write everything into `suite.out`; returns the path of report.html.
 
@@ -51,8 +52,9 @@ def write(
         models: that were opened; scores may be of others, too.
         table: the scores that count, and published rows, if any.
         rows: Δm% of `table` against `baseline`, none where no metric counts.
+        refused: why `baseline` is not the one that was asked for.
     """
-    report = _content(suite, scores, table, rows, baseline) | {
+    report = _content(suite, scores, table, rows, baseline, refused) | {
         "title": title, "command": command, "common": common, "date": time.strftime("%Y-%m-%d %H:%M"),
         "models": about.described_models(models, scores, table.models),
         "pictures": _pictures(suite, models, scores, rows, baseline, table.models),
@@ -69,7 +71,9 @@ def write(
     return suite.out / "report.html"
 
 
-def _content(suite: Suite, scores: Sequence[Score], table: Table, rows: Sequence[Row], baseline: str) -> dict[str, Any]:
+def _content(
+    suite: Suite, scores: Sequence[Score], table: Table, rows: Sequence[Row], baseline: str, refused: UserError | None
+) -> dict[str, Any]:
     """What both pages say, but for pictures and models."""
     others = _with_models(delta_table(scores, counting=False), table.models)
     shown_rows = compare(others, baseline, undefined="missing") if others.directions else []
@@ -79,7 +83,7 @@ def _content(suite: Suite, scores: Sequence[Score], table: Table, rows: Sequence
         "coverage": coverage(rows, scores) if rows else "no score", "groups": list(rows[0].groups) if rows else [],
         "delta": delta_lines(rows, average_rank(table) if rows else {}, baseline),
         "uncertainty": uncertainty(table, scores, rows),
-        "caveats": caveats(scores, rows, counted, baseline), "sources": about.sources(table),
+        "caveats": caveats(scores, rows, counted, baseline, refused), "sources": about.sources(table),
         "lines": counted, "shown": shown, "differences": metric_lines(rows, shown_rows, baseline),
         "notes": absences(scores, rows), "protocols": about.described_protocols(suite, scores),
         "synthetic": about.synthetic(suite), "commit": about.commits(scores), "libraries": about.versions(scores),

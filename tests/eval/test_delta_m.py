@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -292,7 +293,8 @@ def test_command_takes_group_figures(tmp_path, capsys):
         ("model,group,metric,direction,value\n", "no rows"),
         ("model,group,metric,direction,value\na,b,c,higher,1\na,b,d,upper,1\n", "line 3, column direction: .*'upper'"),
         ("model,group,metric,direction,value\na,b,c,higher,fast\n", "line 2, column value: 'fast'"),
-        ("model,group,metric,direction,value\na,b,c,higher,nan\n", "line 2, a, b / c: the value is nan"),
+        ("model,group,metric,direction,value\na,b,c,higher,nan\n", "line 2, column value: 'nan' is not a fin"),
+        ("model,group,delta\na,x,1\nb,x,-inf\n", "1 mistake\n  line 3, column delta: '-inf' is not a fin"),
         ("model,group,metric,direction,value\na,b,c,higher,\n", "line 2, column value: is empty"),
         ("model,group,metric,direction,value\na,b,c,higher\n", "line 2: 4 cells, expected 5"),
         ("model,group,metric,direction,value\na,b,c,higher,1\n\na,b,c,higher,1\n", "line 4, a, b / c: given twice"),
@@ -302,6 +304,23 @@ def test_command_takes_group_figures(tmp_path, capsys):
 def test_bad_csv_is_refused_with_line_and_column(tmp_path, text, complaint):
     with pytest.raises(UserError, match=complaint):
         read_csv(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        (["--baseline", "nonsense"], "--baseline nonsense: .*table.csv has no such model(.|\n)*one of a, b"),
+        (["--baseline", "published:nyud_vit_b/SAK"], "no such model, and its figures are Δ% already"),
+        (["--tolerance", "-5"], "--tolerance -5"),
+        (["--tolerance", "nan"], "--tolerance nan"),
+        (["--check", "a=nan"], "cannot read --check 'a=nan'"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(tmp_path, capsys, words, complaint):
+    path = str(write(tmp_path, "model,group,delta\na,x,0\nb,x,2\n"))
+    assert main(["delta", path, *words]) == 2
+    assert re.search(complaint, capsys.readouterr().err)
+    assert main(["delta", path, "--baseline", "a"]) == 0
 
 
 def test_all_csv_mistakes_are_reported_at_once(tmp_path, capsys):

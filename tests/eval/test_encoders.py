@@ -40,6 +40,7 @@ def test_a_teacher_takes_its_options_from_the_query():
         ("teacher:", "cannot read the model"),
         ("teacher:rndom", "unknown encoder 'rndom'"),
         ("teacher:random?pacth=8", "no option 'pacth'"),
+        ("teacher:random?patch=[", r"teacher:random\?patch=\[: an option is no YAML"),
         ("runs/none", "no such folder: runs/none"),
         ("untrained:runs/none", "no such folder"),
         ("sharpened:runs/none", "does not say which teacher it sharpens"),
@@ -48,6 +49,28 @@ def test_a_teacher_takes_its_options_from_the_query():
 def test_what_cannot_be_opened_is_said(spec, complaint):
     with pytest.raises(UserError, match=complaint):
         open_model(spec)
+
+
+@pytest.mark.parametrize("factor", ["two", "2.5", "-2", "²"])
+def test_a_factor_must_be_a_whole_number(factor):
+    with pytest.raises(UserError, match=f"factor is '{factor}'(.|\n)*a whole number"):
+        open_model(f"sharpened:bilinear?teacher=random&factor={factor}")
+
+
+@pytest.mark.parametrize(
+    "recipe, complaint",
+    [
+        ("task: distill\nteachers: {a: {encoder: random}, b: {encoder: random}}", "no run of a sharpener.* 2 t"),
+        ("task: sharpen", "names 0 teachers"),
+        ("teachers: {a: {weights: x}}", "one teacher, with its encoder"),
+        ("teachers: [random]", "names 0 teachers"),
+        ("teachers: {", "recipe.yaml is not valid YAML"),
+    ],
+)
+def test_a_run_that_is_no_sharpeners_is_said(tmp_path, recipe, complaint):
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    with pytest.raises(UserError, match=f"(?s){complaint}"):
+        open_model(f"sharpened:{tmp_path}")
 
 
 def test_repetitions_share_a_name_that_was_given():

@@ -162,6 +162,35 @@ def test_nan_and_files_without_figures_are_refused(tmp_path):
         one(tmp_path, lm_eval({"exact_match,none": "N/A"}))
 
 
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"n-samples": {"task": {"original": 200}}}, "n-samples.task.effective +is missing"),
+        ({"n-samples": {"task": "many"}}, "n-samples.task +expected a mapping, got 'many'"),
+        ({"n-samples": {"task": -3}}, "n-samples.task.effective .*greater than or equal to 0"),
+        ({"group_subtasks": ["task"]}, "group_subtasks +expected a mapping"),
+        ({"group_subtasks": {"task": "other"}}, "group_subtasks.task +expected a list"),
+        ({"group_subtasks": {"a": ["b"], "b": ["a"], "task": ["a"]}}, "group_subtasks +groups that hold each other: "),
+        ({"versions": ["x"]}, "versions +expected a mapping"),
+        ({"n-shot": 5}, "n-shot +expected a mapping"),
+        ({"higher_is_better": {"task": True}}, "higher_is_better.task +expected a mapping"),
+        ({"date": float("nan")}, "date +expected seconds since 1970, or a text, got nan"),
+        ({"date": 1e20}, "date +expected seconds since 1970, or a text, got 1e.20"),
+        ({"results": {"task": {"exact_match,none": 10**400}}}, "task exact_match,none is inf"),
+    ],
+)
+def test_a_damaged_key_is_named_with_its_file(tmp_path, change, complaint):
+    with pytest.raises(UserError, match=rf"(?s)results\.json.*{complaint}"):
+        one(tmp_path, lm_eval({"exact_match,none": 0.3}, **change))
+
+
+def test_keys_that_are_null_or_of_no_concern_do_no_harm(tmp_path):
+    sections = ("n-samples", "n-shot", "versions", "higher_is_better", "group_subtasks", "date", "git_hash")
+    score = one(tmp_path, lm_eval({"exact_match,none": 0.3}, **dict.fromkeys(sections), samples=[1], shots="?"))
+    assert score.metrics["task exact_match"].n == 0 and score.date == "" and score.facts["n-shot"] is None
+    assert one(tmp_path, lm_eval({"acc,none": 0.3}, **{"n-samples": {"task": 7}})).metrics["task acc"].n == 7
+
+
 # --- VLMEvalKit ------------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +249,11 @@ def test_a_benchmark_is_the_longest_name_that_fits(tmp_path):
         ("m_Unheard_acc.csv", '"Overall"\n"1"\n', "no result file(.|\n)*TextVQA_VAL"),
         ("results.json", '{"scores": 1}', "no result file(.|\n)*lmms-eval"),
         ("results.json", "{", "is damaged"),
+        pytest.param("results.json", "[" * 100_000, "is damaged", id="deep"),
+        ("m_OCRBench_score.json", "[1]", "no result file"),
+        pytest.param("m_MMStar_acc.csv", '"split","Overall"\n"none","' + "0" * 200_000, "is damaged", id="long"),
+        ("m_MathVista_MINI_score.csv", '"Task&Skill","tot","acc"\n"Overall","many","63.2"\n', "tot is 'many'"),
+        ("m_MathVista_MINI_score.csv", '"Task&Skill","tot","acc"\n"Overall","nan","63.2"\n', "tot is nan"),
         ("table.xlsx", "?", "no result file"),
     ],
 )
@@ -281,4 +315,3 @@ def test_imported_figures_enter_delta_m_and_survive_a_file(tmp_path):
     (_, row) = compare(delta_table(scores), "a")
     assert row.groups["VLM"].mean == pytest.approx(10) and row.overall.mean == pytest.approx(10)
     assert {score.group for score in scores} == {"VLM"}
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from eval.__main__ import main
 from eval.delta_m import Metric, Table, average_rank, compare
-from eval.published import Published, add_published, check, find, load
+from eval.published import Published, add_published, check, check_groups, find, load
 from teachers.errors import UserError
 
 SHIPPED = load()
@@ -170,15 +171,29 @@ def test_the_error_against_a_published_row_is_the_models_own():
     "table, name, units, complaint",
     [
         (ours([("depth RMSE", "higher", 0.5)]), "nyud_vit_b/SAK", None, "direction 'lower', but 'higher'"),
+        (Table(models=["ours"]), "nyud_vit_b/SAK", None, "shares no metric with the table, which has none"),
+        (ours([NYUD[0], ("depth RMSE", "higher", 0.5)]), "nyud_vit_b/SAK", None, "direction 'lower', but 'higher'"),
         (ours(group="NYUD"), "nyud_vit_b/SAK", None, "(?s)shares no metric.*NYUD / .*NYUDv2 / depth RMSE"),
         (ours(), "SAK", None, "(?s)is not one row.*published:nyud_vit_b/SAK"),
         (ours(), "featsharp_table_2/Tile", None, "holds Δ% against Baseline"),
         (ours(), "nyud_vit_b/SAK", {Metric("NYUDv2", "semseg mIoU"): ""}, "semseg mIoU: is in %, the table's in ''"),
     ],
 )
-def test_rows_that_cannot_be_compared_are_refused(table, name, units, complaint):
+def test_rows_that_cannot_be_compared_are_refused_and_change_nothing(table, name, units, complaint):
+    before = copy.deepcopy(table)
     with pytest.raises(UserError, match=complaint):
         add_published(table, name, units)
+    assert table == before
+
+
+def test_rows_without_a_common_group_are_known_before_there_are_figures():
+    check_groups("published:nyud_vit_b/SAK", ["Classification", "NYUDv2"])
+    with pytest.raises(UserError, match="(?s)nyud_vit_b/SAK shares no group .* has Dense, VQA.*the groups NYUDv2"):
+        check_groups("nyud_vit_b/SAK", ["Dense", "VQA"])
+    with pytest.raises(UserError, match="of which nothing counts"):
+        check_groups("nyud_vit_b/SAK", [])
+    with pytest.raises(UserError, match="holds Δ% against Baseline"):
+        check_groups("featsharp_table_2/Tile", ["Classification"])
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------

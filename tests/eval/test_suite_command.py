@@ -66,8 +66,64 @@ def test_a_published_row_is_the_baseline_of_metrics_of_its_name(folder, capsys):
     assert "C-RADIOv4" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["published:nobody", "published:c_radio_v4", "nobody"])
-def test_a_baseline_that_is_nowhere_is_told_before_anything_is_scored(folder, capsys, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "complaint", "changes"),
+    [
+        ("published:nobody", "nobody", []),
+        ("published:c_radio_v4", "is not one row", []),
+        ("nobody", "--baseline nobody: no such model", []),
+        ("published:nyud_vit_b/SAK", "SAK shares no group with the table, which has Classification", []),
+        ("published:featsharp_table_2/Tile", "holds Δ% against Baseline", []),
+        ("published:c_radio_v4/C-RADIOv4-H", "of which nothing counts", ["--set", "tasks.knn.counts=false"]),
+    ],
+)
+def test_a_baseline_that_cannot_be_is_told_before_anything_is_scored(
+    folder, capsys, monkeypatch, name, complaint, changes
+):
     monkeypatch.setattr("eval.suite.Suite.run", lambda *_: pytest.fail("scored"))
-    assert run(folder, "--baseline", name) == 2
-    assert name.removeprefix("published:") in capsys.readouterr().err
+    assert run(folder, "--baseline", name, *changes) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_row_may_match_what_is_imported(folder):
+    pairs = ["--imported", f"a={folder}/a.json", "--imported-group", "NYUDv2"]
+    assert run(folder, "--baseline", "published:nyud_vit_b/SAK", *pairs) == 2  # by its group, but not by its metric
+    assert (folder / "out" / "report.md").read_text().startswith("Baseline: **a**")
+
+
+def test_a_published_row_that_does_not_match_costs_no_report(folder, capsys):
+    (folder / "out" / "report.md").unlink(missing_ok=True)
+    name = "published:nyud_vit_b/SAK"
+    assert run(folder, "--baseline", name, "--set", "tasks.knn.group=NYUDv2") == 2
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err and f"NOT against the baseline that was asked for: {name}" in said.out
+    assert "shares no metric with the table, which has NYUDv2 / " in said.out and "a: baseline" in said.out
+    for page in ("report.md", "report.html"):
+        text = (folder / "out" / page).read_text()
+        assert "Not the baseline that was asked for." in text and f"because {name} shares no metric" in text
+    assert (folder / "out" / "report.md").read_text().startswith("Baseline: **a**")
+    assert name not in (folder / "out" / "delta.csv").read_text()
+
+
+@pytest.mark.parametrize("name", ["banana", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_a_users_mistake(folder, capsys, monkeypatch, name):
+    monkeypatch.setattr("eval.suite_command.open_models", lambda *_: pytest.fail("opened"))
+    assert run(folder, "--device", name) == 2
+    assert f"--device {name}: " in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_scored(folder, capsys, monkeypatch):
+    monkeypatch.setattr("eval.suite.Suite.run", lambda *_: pytest.fail("scored"))
+    (folder / "file").write_text("")
+    for out in (folder / "file", folder / "file" / "below"):
+        assert run(folder, "--out", str(out)) == 2
+        assert f"{out}/scores cannot be written: " in capsys.readouterr().err
+
+
+def test_control_c_is_one_line_and_130(folder, capsys, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eval.suite.Suite.run", stopped)
+    assert run(folder) == 130
+    assert capsys.readouterr().err.strip() == "Stopped: the same command goes on from here."
