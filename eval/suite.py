@@ -55,10 +55,15 @@ class Suite:
         self.features = FeatureCache(folder, self.recipe.precision, self.recipe.batch, self.say)
 
     def split(self, data: str, part: str) -> Split:
-        """The train or val part of a data set, opened once."""
+        """The train or val part of a data set, opened once; `UserError` whatever its reader meets."""
         if (data, part) not in self._splits:
             config = self.recipe.datasets[data]
-            split = DATASETS[config.kind].open_split(data, config, self.data_root, part)
+            try:
+                split = DATASETS[config.kind].open_split(data, config, self.data_root, part)
+            except UserError:
+                raise
+            except Exception as error:  # of a file that no reader foresaw: it must not cost the whole report
+                raise UserError(f"{data}/{part} ({config.kind}) cannot be read: {_unforeseen(error)}") from error
             check_expected(split, config)
             self._splits[data, part] = split
         return self._splits[data, part]
@@ -156,8 +161,7 @@ class Suite:
         except UserError as error:
             failure = str(error)
         except Exception as error:  # one broken task must not cost the others' hours
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            failure = f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
+            failure = _unforeseen(error)
         score = Score(
             model=cell.model.name, replicate=cell.model.replicate, trained=cell.model.trained,
             identity=cell.model.identity, partners=self.partners(cell), task=cell.task, kind=cell.settings.task,
@@ -214,6 +218,12 @@ def figures_settings(settings: TaskSettings) -> dict[str, Any]:
 def seeds_of(settings: TaskSettings) -> list[int]:
     """The seeds that a task is scored for; 0 for one that draws nothing."""
     return settings.seeds if TASKS[settings.task].SEEDED else [0]
+
+
+def _unforeseen(error: Exception) -> str:
+    """An error that nobody put into words: its type, its message, and where it was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
 
 
 def _line(score: Score) -> str:

@@ -41,11 +41,16 @@ def find_document(path: str | Path) -> Path:
             return candidate
     known = sorted(str(p.relative_to(shipped)) for p in shipped.rglob("*.yaml"))
     near = difflib.get_close_matches(Path(name).name, [Path(k).name for k in known], n=1)
+    alike = [f"recipes/{k}" for k in known if near and Path(k).name == near[0]]  # in several folders, perhaps
     raise UserError(
         f"no recipe at {name}",
         expected="a YAML file, or one of those that are shipped: " + ", ".join(known),
-        todo=f"use recipes/{near[0]}" if near else None,
+        todo=f"use {max(alike, key=lambda k: _likeness(k, name))}" if alike else None,
     )
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def _as_word(value: Any) -> Any:
     return "off" if value is False else value  # YAML reads a bare off as false
 
 
-SizeKey = Annotated[tuple[int, int], BeforeValidator(_as_size)]  # 224, or [height, width]
+SizeKey = Annotated[tuple[Positive, Positive], BeforeValidator(_as_size)]  # 224, or [height, width]
 
 
 class TeacherConfig(Section):

@@ -2,6 +2,8 @@
 
 Pictures without annotations stay: what is detected there counts against a model. Boxes without area, of which COCO's
 training part has two, can be neither learnt nor found and are left out; the split's source says how many.
+Height and width of a picture are of the file as it is shown; where they are of the pixels as they are stored (EXIF),
+the things are turned with the picture.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from eval.datasets.coco_layout import CocoConfig, CocoPart, find_part, layout
 from eval.datasets.split import Instances, Split, choose, files_identity, read_image
+from eval.datasets.upright import size_of, turn_of, turned, turned_boxes
 from teachers.errors import UserError
 from teachers.features import Size
 
@@ -58,7 +62,8 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
         truth_identity=found.identity,
         source=f"{found.root} ({found.folder})" + (f"; {left_out} boxes without area left out" if left_out else ""),
         image=lambda index: _image(files[index], pictures[index].size),
-        instances=lambda index: _instances(pictures[index], indices, found), thing_names=tuple(categories.values()),
+        instances=lambda index: _instances(pictures[index], files[index], indices, found),
+        thing_names=tuple(categories.values()),
     )  # fmt: skip
 
 
@@ -90,33 +95,40 @@ def _parse(document: Any, path: Path) -> tuple[list[_Picture], dict[int, str]]:
 
 def _image(file: Path, size: Size) -> Tensor:
     """The picture, which must have the size that its annotations are for."""
-    pixels = read_image(file)
-    if tuple(pixels.shape[1:]) != tuple(size):
-        height, width = pixels.shape[1:]
-        raise UserError(f"{file} is {height}×{width}", expected=f"{size[0]}×{size[1]}, as its annotations have it")
-    return pixels
+    _turn(file, size)
+    return read_image(file)
 
 
-def _instances(picture: _Picture, indices: dict[int, int], found: CocoPart) -> Instances:
+def _turn(file: Path, size: Size) -> int:
+    """How annotations for a picture of `size` are turned to lie on the picture (`upright`)."""
+    turn = turn_of(file, size)
+    if turn is None:
+        shown = "×".join(map(str, size_of(file)))
+        raise UserError(f"{file} is {shown}", expected=f"{size[0]}×{size[1]}, as its annotations have it")
+    return turn
+
+
+def _instances(picture: _Picture, file: Path, indices: dict[int, int], found: CocoPart) -> Instances:
+    turn = _turn(file, picture.size)
     boxes = torch.tensor([note["bbox"] for note in picture.notes], dtype=torch.float32).reshape(-1, 4)
+    boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
     return Instances(
-        boxes=torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1),
+        boxes=turned_boxes(boxes, picture.size, turn),
         classes=torch.tensor([indices[note["category_id"]] for note in picture.notes], dtype=torch.long),
-        masks=lambda: _masks(picture, found.annotations),
+        masks=lambda: _masks(picture, found.annotations, turn),
         areas=torch.tensor([note["area"] for note in picture.notes], dtype=torch.float32),
         crowd=torch.tensor([bool(note.get("iscrowd", 0)) for note in picture.notes], dtype=torch.bool),
-        size=picture.size,
+        size=size_of(file),
     )
 
 
-def _masks(picture: _Picture, path: Path) -> Tensor:
-    """n×H×W bool from polygons or run lengths."""
+def _masks(picture: _Picture, path: Path, turn: int) -> Tensor:
+    """n×H×W bool from polygons or run lengths, on the picture as it is shown."""
     from pycocotools import mask
 
-    if not picture.notes:
-        return torch.zeros(0, *picture.size, dtype=torch.bool)
     runs = [_run_lengths(note, picture.size, path) for note in picture.notes]
-    return torch.from_numpy(mask.decode(runs)).permute(2, 0, 1).bool()
+    masks = mask.decode(runs) if runs else np.zeros((*picture.size, 0), np.uint8)
+    return torch.from_numpy(turned(masks, turn)).permute(2, 0, 1).bool()
 
 
 def _run_lengths(note: dict[str, Any], size: Size, path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from teachers.errors import UserError
 from teachers.features import identity_of
 
 LAYOUT = "train/<class>/*.jpg and val/<class>/*.jpg, a folder a class"
+NAMES_LINES = "lines of: class folder, tab, name in words"
 
 
 class Config(Section):
@@ -69,11 +70,20 @@ def _names(root: Path, file: str | None, classes: list[str]) -> tuple[str, ...]:
     if file is None:
         return tuple(name.replace("_", " ") for name in classes)
     try:
-        lines = (root / file).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{root / file} cannot be read: {error.strerror}", expected="class folder, tab, name") from None
-    named = dict(line.split(None, 1) for line in lines if line.strip())
+        lines = (root / file).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{root / file} cannot be read: {error}", expected=f"UTF-8 text, {NAMES_LINES}") from None
+    named = dict(_named(line, f"{root / file}, line {n}") for n, line in enumerate(lines, start=1) if line.strip())
     absent = [name for name in classes if name not in named]
     if absent:
-        raise UserError(f"{root / file} has no name for class {absent[0]!r}", expected="lines of: folder, tab, name")
-    return tuple(named[name].strip() for name in classes)
+        raise UserError(f"{root / file} has no name for class {absent[0]!r}", expected=NAMES_LINES)
+    return tuple(named[name] for name in classes)
+
+
+def _named(line: str, where: str) -> tuple[str, str]:
+    """Class folder and name; folders with blanks in them need the tab."""
+    parts = line.split("\t", 1) if "\t" in line else line.split(None, 1)
+    folder, name = parts[0].strip(), parts[-1].strip()
+    if len(parts) < 2 or not folder or not name:
+        raise UserError(f"{where} is {line.strip()!r}", expected=f"{NAMES_LINES}; a blank will do if there is no tab")
+    return folder, name

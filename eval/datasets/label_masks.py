@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from eval.datasets.split import Split, choose, dated_identity, files_identity, read_image
+from eval.datasets.upright import size_of, turn_of, turned
 from teachers.errors import UserError
 
 UNKNOWN = -1
@@ -57,21 +58,20 @@ def masked_split(
 def read_mask(path: Path, image: Path, meaning: Mapping[int, int], expected: str) -> Tensor:
     """A mask file as classes and `IGNORE`, H×W long; of a palette picture the palette's numbers count.
 
-    Raises `UserError` for a file that cannot be decoded, is not of its picture's size, or holds a number that
-    `meaning` lacks.
+    One that fits only the stored pixels of its picture is turned as the picture is. Raises `UserError` for a file that
+    cannot be decoded, is not of its picture's size, or holds a number that `meaning` lacks.
     """
     try:
         with Image.open(path) as file:
             raw = np.array(file)
-        with Image.open(image) as file:
-            size = (file.height, file.width)
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"{path} cannot be decoded: {error}", todo="replace the file") from None
     if raw.ndim != 2:
         raise UserError(f"{path} has {raw.shape[-1]} channels", expected="one channel of label numbers")
-    if raw.shape != size:
-        raise UserError(f"{path} is {raw.shape[0]}×{raw.shape[1]}, its picture {size[0]}×{size[1]}")
-    raw = raw.astype(np.int64)
+    turn = turn_of(image, raw.shape)
+    if turn is None:
+        raise UserError("{} is {}×{}, its picture {}×{}".format(path, *raw.shape, *size_of(image)))
+    raw = turned(raw, turn).astype(np.int64)
     table = np.full(max(meaning) + 2, UNKNOWN)  # the last place is for all numbers beyond
     table[list(meaning)] = list(meaning.values())
     labels = table[np.where((raw < 0) | (raw > max(meaning)), len(table) - 1, raw)]

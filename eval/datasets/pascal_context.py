@@ -25,7 +25,8 @@ from torch import Tensor
 from eval.datasets.label_masks import read_mask
 from eval.datasets.nyud import unit_normals
 from eval.datasets.split import IGNORE, Split, choose, dated_identity, files_identity, find_root, read_image
-from eval.datasets.truth_files import checked, files_of, listed, read_mat, read_png, size_of
+from eval.datasets.truth_files import checked, files_of, listed, read_mat, read_png
+from eval.datasets.upright import size_of
 from eval.datasets.voc import NAMES
 from radio_distill.documents import Section
 from teachers.errors import UserError

@@ -1,7 +1,9 @@
 """What every data set becomes: a `Split`, numbered pictures with whatever truth comes with them.
 
-Pictures are uint8 tensors 3×H×W; every truth a pixel (mask, depth, ...) has the picture's own size, masks are long
-tensors H×W. The centre of row i, column j lies at x = j + 0.5, y = i + 0.5.
+Pictures are uint8 tensors 3×H×W, upright as their EXIF tag says; every truth a pixel (mask, depth, ...) has the size of
+the picture as it is shown, masks are long tensors H×W. The centre of row i, column j lies at x = j + 0.5, y = i + 0.5.
+A truth in a file that fits the stored pixels only is turned as the picture is. Where sizes cannot tell (a square, a
+half turn, a mirror) it is taken to be of the picture as shown (eval/datasets/upright.py).
 """
 
 from __future__ import annotations
@@ -122,7 +124,7 @@ class Split:
 
 
 def read_image(path: Path) -> Tensor:
-    """A picture file as uint8 3×H×W."""
+    """A picture file as uint8 3×H×W, upright."""
     try:
         with Image.open(path) as image:
             pixels = np.array(to_rgb(ImageOps.exif_transpose(image)))

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from eval.datasets.upright import UPRIGHT, size_of, turn_of, turned
 from teachers.errors import UserError
-from teachers.features import Size
 
 
 def listed(path: Path, layout: str) -> list[str]:
@@ -75,19 +75,20 @@ def read_mat(path: Path, name: str) -> Any:
     return found[name]
 
 
-def size_of(image: Path) -> Size:
-    """Height and width of a picture file."""
-    try:
-        with Image.open(image) as file:
-            return file.height, file.width
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{image} cannot be decoded: {error}", todo="replace the file") from None
-
-
 def checked(values: np.ndarray, path: Path, image: Path, channels: tuple[int, ...] = ()) -> np.ndarray:
-    """`values`, which came from `path`, if their shape is H×W×channels for the picture `image`."""
-    wanted = (*size_of(image), *channels)
-    if values.shape != wanted:
-        sizes = ["×".join(map(str, shape)) for shape in (values.shape, wanted)]
+    """`values`, which came from `path`, if their shape is H×W×channels for the picture `image`.
+
+    Those that fit its stored pixels only are turned as the picture is. Vectors are not: each would have to be turned
+    too, in a frame that files do not name.
+    """
+    turn = turn_of(image, values.shape[:2]) if values.shape[2:] == channels else None
+    if turn is None:
+        sizes = ["×".join(map(str, shape)) for shape in (values.shape, (*size_of(image), *channels))]
         raise UserError(f"{path} is {sizes[0]}, its picture asks for {sizes[1]}")
-    return values
+    if turn != UPRIGHT and channels:
+        raise UserError(
+            f"{path} holds vectors on the stored pixels of {image}, whose EXIF tag turns it",
+            expected="vectors of the picture as it is shown",
+            todo="store the picture upright, without the tag, and its truths with it",
+        )
+    return turned(values, turn)

@@ -20,6 +20,7 @@ from eval.report.differences import delta_lines, metric_lines
 from eval.report.illustration import Illustration
 from eval.report.latex import Caption, scores_tex
 from eval.report.lines import lines
+from eval.report.markdown import code, plain
 from eval.report.missing import absences, coverage
 from eval.report.panels import panels
 from eval.report.radar import radar
@@ -135,7 +136,7 @@ def _render(template: str, report: dict[str, Any]) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
         autoescape=template.endswith("html.j2"), undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    environment.filters |= {"plain": plain, "code": code}
     environment.filters["quoted"] = shlex.quote
     environment.filters["breakable"] = _breakable
     text = environment.get_template(template).render(report)

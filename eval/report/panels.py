@@ -59,22 +59,37 @@ class Gallery:
 
 
 def panels(suite: Suite, models: Sequence[Model]) -> list[Illustration]:
-    """`features`: every backbone in a basis of its own; `head NAME`: a teacher and its students in one."""
+    """`features`: every backbone in a basis of its own; `head NAME`: a teacher and its students in one.
+
+    The caption of `features` says what is not shown (a model that cannot take the size, a teacher that is not there).
+    """
     gallery = Gallery(suite)
     seen: dict[str, dict[str, Tensor]] = {}  # of repetitions, the first one; without what cannot take the size
+    lacking: dict[str, UserError] = {}  # what is not shown → why
     for model in models:
         try:
             if model.name not in seen:
                 seen[model.name] = gallery.maps(model.encoder, gallery.size)
         except UserError as error:
-            suite.say(f"no PCA panel of {model.name}: {error}")
-    own = [(name, gallery.colours(PcaBasis.fit([maps[BACKBONE]]), maps[BACKBONE])) for name, maps in seen.items()]
-    found = [gallery.page("features", own, FEATURES)] if own else []
+            lacking[model.name] = error
+    heads = []
     for head in dict.fromkeys(name for maps in seen.values() for name in maps if name != BACKBONE):
-        teacher = next(model.adaptors[head] for model in models if head in model.adaptors).teacher()
-        target = gallery.maps(teacher, None)[BACKBONE]
-        basis = PcaBasis.fit([target])
-        columns = [("teacher", gallery.colours(basis, target))]
-        columns += [(name, gallery.colours(basis, maps[head])) for name, maps in seen.items() if head in maps]
-        found.append(gallery.page(f"head {head}", columns, HEAD.format(head)))
-    return found
+        try:
+            heads.append(_head(gallery, head, models, seen))
+        except UserError as error:
+            lacking[f"head {head}"] = error
+    for name, error in lacking.items():
+        suite.say(f"no PCA panel of {name}: {error}")
+    own = [(name, gallery.colours(PcaBasis.fit([maps[BACKBONE]]), maps[BACKBONE])) for name, maps in seen.items()]
+    caption = " ".join([FEATURES, *(f"Not shown: {name} ({error.what})." for name, error in lacking.items())])
+    return [gallery.page("features", own, caption), *heads] if own else []
+
+
+def _head(gallery: Gallery, head: str, models: Sequence[Model], seen: dict[str, dict[str, Tensor]]) -> Illustration:
+    """A teacher and its students; `UserError` where the teacher cannot be loaded, or shown the pictures."""
+    teacher = next(model.adaptors[head] for model in models if head in model.adaptors).teacher()
+    target = gallery.maps(teacher, None)[BACKBONE]
+    basis = PcaBasis.fit([target])
+    columns = [("teacher", gallery.colours(basis, target))]
+    columns += [(name, gallery.colours(basis, maps[head])) for name, maps in seen.items() if head in maps]
+    return gallery.page(f"head {head}", columns, HEAD.format(head))

@@ -8,6 +8,7 @@ from PIL import Image
 
 from eval.__main__ import main
 from eval.config import load_recipe
+from eval.datasets import DATASETS
 from eval.suite import Suite
 from teachers.errors import UserError
 
@@ -73,3 +74,15 @@ def test_a_limit_is_held_against_the_smaller_number(folder):
 def test_a_misspelt_expectation_is_a_mistake(folder):
     with pytest.raises(UserError, match=r"data.folder.expect.val.cuont +unknown key; did you mean 'count'"):
         load_recipe(write(folder, "val: {cuont: 3}"))
+
+
+def test_what_no_reader_foresaw_is_told_as_every_other_mistake(folder, capsys, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("of nothing")
+
+    monkeypatch.setattr(DATASETS["image_folder"], "open_split", broken)
+    assert main(["data", write(folder), "--data-root", str(folder)]) == 1
+    with pytest.raises(UserError, match=r"ZeroDivisionError: of nothing \(test_data_command.py, line \d+\)"):
+        split(folder, "val: {}")
+    said = capsys.readouterr().out
+    assert "folder/train (image_folder) cannot be read: ZeroDivisionError" in said and said.endswith("absent: folder\n")

@@ -140,6 +140,27 @@ def test_image_folder_mistakes(tmp_path):
         open_split(tmp_path, **config, names="names.txt")
 
 
+def test_class_names_stand_behind_a_tab_or_where_there_is_none_a_blank(tmp_path):
+    for part in ("train", "val"):
+        for name in ("n01", "two words"):
+            save(tmp_path / "set" / part / name / "1.png", grey())
+    config, file = {"kind": "image_folder", "path": "set", "names": "names.txt"}, tmp_path / "set/names.txt"
+    file.write_text("two words\ta large cat\n\nn01 a dog, a wolf\n", encoding="utf-8")
+    assert open_split(tmp_path, **config).class_names == ("a dog, a wolf", "a large cat")
+    for text, complaint in [
+        ("n01 a dog\n\nfox\n", "names.txt, line 3 is 'fox'"),
+        ("n01\t \n", "names.txt, line 1 is 'n01'"),
+        ("\ta dog\n", "names.txt, line 1 is 'a dog'"),
+        ("n01 a dog\ntwo words a cat\n", "names.txt has no name for class 'two words'"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(UserError, match=rf"{complaint}\n.*lines of: class folder, tab, name"):
+            open_split(tmp_path, **config)
+    file.write_bytes("n01\tein Käfer\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"names.txt cannot be read: 'utf-8'[\s\S]*UTF-8 text"):
+        open_split(tmp_path, **config)
+
+
 def test_coco_mistakes(tmp_path):
     config = {"kind": "coco_captions", "path": "set"}
     file = tmp_path / "set/annotations/captions_val2017.json"

@@ -9,9 +9,10 @@ import shutil
 import subprocess
 
 import pytest
-from made_up import figure, report, score, three_groups
+from made_up import RECIPE, figure, report, score, three_groups
 
 from eval import harness, published
+from eval.datasets import DATASETS
 from eval.tables import delta_table
 
 STRONG = {"base": (50.0, 40.0, 60.0), "better": (60.0, 50.0, 66.0), "worse": (40.0, 30.0, 54.0)}
@@ -286,3 +287,14 @@ def test_protocols_say_who_was_shown_another_size(tmp_path):
         each.model_copy(update={"facts": {"size": [48, 64]}}) if each.model == "worse" else each for each in scores
     ]
     assert "Shown at 32×32; worse 48×64." in section(report(tmp_path, scores)["report.md"], "Protocols")
+
+
+def test_a_reader_that_breaks_does_not_cost_the_report(tmp_path, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("of nothing")
+
+    monkeypatch.setattr(DATASETS["tabletop"], "open_split", broken)
+    recipe = RECIPE + "pictures: {data: tabletop, count: 2}\n"
+    files = report(tmp_path, three_groups(STRONG), recipe=recipe, drawn=True)
+    protocols = section(files["report.md"], "Protocols")
+    assert "(tabletop) cannot be read: ZeroDivisionError: of nothing (test_report.py, line " in protocols

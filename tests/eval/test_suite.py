@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 
 import pytest
 from worlds import write_student
@@ -12,6 +13,7 @@ from worlds import write_student
 from eval import suite as suites
 from eval.__main__ import main
 from eval.tasks import TASKS
+from teachers.radio_files import CONFIG
 
 RANDOM = "teacher:random?patch=8&image_size=32&width=8&depth=1"
 RECIPE = """
@@ -172,3 +174,17 @@ def test_a_model_that_cannot_take_the_size_fails_alone(folder, student):
     assert "knn, run: failed: run cannot take images of 128×128" in text
     first = text.splitlines()[0]
     assert "1 of 2 models have all 2 metrics" in first and "run: 1 of 2; missing: Classification / k-NN top-1" in first
+
+
+def test_a_teacher_that_cannot_be_loaded_costs_its_own_panel_only(folder, student, capsys):
+    broken = folder / "broken"
+    shutil.copytree(student, broken)
+    config = json.loads((broken / "export" / CONFIG).read_text())
+    config["teachers"]["a"] |= {"encoder": "tabletop_clip", "weights": "/nowhere/a.safetensors", "options": {}}
+    (broken / "export" / CONFIG).write_text(json.dumps(config))
+    assert run(folder, f"n={RANDOM}", str(broken), out="panels") == 1
+    assert "no PCA panel of head a: " in capsys.readouterr().out
+    out = folder / "panels"
+    assert (out / "features.png").exists() and (out / "head_b.png").exists() and not (out / "head_a.png").exists()
+    for name in ("report.md", "report.html"):
+        assert re.search(r"Not shown: head a \(.*/nowhere/a.safetensors", (out / name).read_text())

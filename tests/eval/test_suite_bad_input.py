@@ -270,6 +270,8 @@ def test_an_unknown_model_is_refused_before_anything_starts(tmp_path, capsys, mo
     [
         ("tasks.knn.neighbours=3", "tasks.knn.neighbours   unknown key"),
         ("tasks.knn.k=0", "tasks.knn.k"),
+        ("tasks.knn.size=-64", "tasks.knn.size.0 input should be greater than or equal to 1, got -64"),
+        ("tasks.knn.size=[0,3]", "tasks.knn.size.0 input should be greater than or equal to 1, got 0"),
         ("tasks.knn.data=tabeltop", "did you mean 'tabletop'"),
         ("tasks.more={task: k_nn, data: tabletop}", "unknown task 'k_nn'; did you mean 'knn'"),
         ("tasks.more={data: tabletop}", "is missing its task"),

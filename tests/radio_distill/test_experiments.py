@@ -17,6 +17,7 @@ from scipy.stats import norm, t
 from eval.datasets.split import Split
 from eval.scores import MetricScore
 from radio_distill import train
+from teachers.errors import UserError
 from teachers.features import Dims, Features
 from teachers.seeding import numpy_rng
 
@@ -340,3 +341,10 @@ def test_table_two_trains_sharpeners_then_students_and_scores_seeds_as_repetitio
     page = (out / "report" / "report.md").read_text()
     assert "**none**" in page.splitlines()[0] and "2 training runs" in page and "featsharp" in page
     assert bench["table2"].main([*arguments, "--report-only"]) == 0 and len(started) == 8
+
+
+def test_table_two_reads_the_students_recipe_before_a_sharpener_trains(bench, recipe, started):
+    arguments = ["--only", "featsharp", "--seeds", "0", "--recipe", str(recipe), "--out", str(recipe.parent / "wrong")]
+    with pytest.raises(UserError, match="stages.0"):
+        bench["table2"].main([*arguments, "stages=[{steps:1920}]"])
+    assert started == []

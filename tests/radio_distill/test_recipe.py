@@ -147,6 +147,21 @@ def test_a_missing_recipe_is_answered_with_those_that_are_there():
     with pytest.raises(UserError) as caught:
         load_recipe("recipes/quickstrat.yaml")
     assert "radio_l.yaml" in caught.value.expected and caught.value.todo == "use recipes/quickstart.yaml"
+    for name, meant in {
+        "recipes/eval/quik.yaml": "recipes/eval/quick.yaml",
+        "recipes/eval/quikstart.yaml": "recipes/eval/quickstart.yaml",
+        "quikstart": "recipes/quickstart.yaml",
+        "eval/tabeltop": "recipes/eval/tabletop.yaml",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            documents.find_document(name)
+        assert caught.value.todo == f"use {meant}" and documents.find_document(meant).is_file()
+
+
+@pytest.mark.parametrize("size", ["-64", "0", "[64,0]"])
+def test_a_size_has_sides(tiny, size):
+    with pytest.raises(UserError, match="greater than or equal to 1"):
+        load_recipe(tiny, [f"streams.low.size={size}"])
 
 
 def test_shipped_recipes_are_valid_and_so_are_they_as_a_run_folder_keeps_them(monkeypatch):
