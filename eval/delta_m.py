@@ -8,17 +8,17 @@ the overall figure the mean of the groups, each group once. Directions are data,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from eval.estimate import Estimate, combined
+from eval.sides import Noise, Seed, Sides, mean
 from teachers.errors import UserError
 
 SIGNS = {"higher": 1.0, "lower": -1.0}  # the only two directions
-Seed = str | None  # None: this value does not depend on a seed
 
 
 class Metric(NamedTuple):
@@ -113,11 +113,6 @@ def relative(value: float, baseline: float, direction: str, where: str = "this m
     return 100.0 * SIGNS[direction] * (value - baseline) / baseline + 0.0  # no −0
 
 
-def mean(values: Iterable[float]) -> float:
-    """The mean of metrics inside a group, and of groups inside the overall figure."""
-    return math.fsum(values := list(values)) / len(values)
-
-
 def compare(table: Table, baseline: str, *, common: bool = False, undefined: str = "raise") -> list[Row]:
     """Every model of the table against `baseline`, in the table's order (the baseline's own row is all zeros).
 
@@ -128,53 +123,6 @@ def compare(table: Table, baseline: str, *, common: bool = False, undefined: str
     if baseline not in table.models:
         raise UserError(f"no model is named {baseline!r}", expected="one of " + ", ".join(table.models))
     return [_row(table, model, baseline, common, undefined) for model in table.models]
-
-
-@dataclass(frozen=True)
-class _Sides:
-    """One metric of a model and of the baseline, by seed: `paired` seeds are the same on both sides."""
-
-    ours: dict[Seed, float]
-    theirs: dict[Seed, float]
-    sign: float
-
-    @property
-    def means(self) -> tuple[float, float]:
-        return mean(self.ours.values()), mean(self.theirs.values())
-
-    @property
-    def paired(self) -> bool:
-        """A value without a seed stands for every seed."""
-        return set(self.ours) == set(self.theirs) or None in self.ours or None in self.theirs
-
-    @property
-    def slopes(self) -> tuple[float, float]:
-        """How Δ% changes with the model's value and with the baseline's, to first order."""
-        value, base = self.means
-        return 100.0 * self.sign / base, -100.0 * self.sign * value / base**2
-
-    def deviations(self) -> dict[tuple[Seed, ...], np.ndarray]:
-        """Seeds → what each of them does to Δ%, to first order; seeds of both sides act together."""
-        found: dict[tuple[Seed, ...], np.ndarray] = {}
-        for side, slope in zip((self.ours, self.theirs), self.slopes):
-            if None not in side:
-                seeds = tuple(sorted(side))
-                values = np.array([side[seed] for seed in seeds])
-                found[seeds] = found.get(seeds, 0.0) + slope * (values - values.mean())
-        return found
-
-    def over(self, seeds: set[Seed]) -> _Sides:
-        """The same over these seeds only."""
-        ours, theirs = ({s: side[s] for s in side if s is None or s in seeds} for side in (self.ours, self.theirs))
-        return _Sides(ours, theirs, self.sign)
-
-
-@dataclass(frozen=True)
-class _Noise:
-    """What the choice of test pictures does to one Δ%: deviations over resamples, and a variance known otherwise."""
-
-    shifts: np.ndarray
-    variance: float = 0.0
 
 
 def _row(table: Table, model: str, baseline: str, common: bool, undefined: str) -> Row:
@@ -207,9 +155,9 @@ def _row(table: Table, model: str, baseline: str, common: bool, undefined: str) 
 
 def _deltas(
     table: Table, model: str, baseline: str, undefined: str
-) -> tuple[dict[Metric, _Sides], dict[Metric, float], dict[Metric, str]]:
+) -> tuple[dict[Metric, Sides], dict[Metric, float], dict[Metric, str]]:
     """The values and the Δ% of every metric that has one, and why the others have none."""
-    sides: dict[Metric, _Sides] = {}
+    sides: dict[Metric, Sides] = {}
     missing: dict[Metric, str] = {}
     for metric in table.metrics:
         ours, theirs = table.values.get((model, metric)), table.values.get((baseline, metric))
@@ -218,7 +166,7 @@ def _deltas(
         elif not theirs:
             missing[metric] = f"the baseline has none ({table.absent.get((baseline, metric), 'no score')})"
         else:
-            sides[metric] = _shared(_Sides(ours, theirs, SIGNS[table.directions[metric]]))
+            sides[metric] = _shared(Sides(ours, theirs, SIGNS[table.directions[metric]]))
     sides = _over_the_same(sides)
     deltas: dict[Metric, float] = {}
     for metric, own in sides.items():
@@ -232,13 +180,13 @@ def _deltas(
     return {metric: sides[metric] for metric in deltas}, deltas, missing
 
 
-def _shared(sides: _Sides) -> _Sides:
+def _shared(sides: Sides) -> Sides:
     """Over the seeds that both have; where fewer than two are common, over all, each side by itself."""
     common = set(sides.ours) & set(sides.theirs)
     return sides if sides.paired or len(common) < 2 else sides.over(common)
 
 
-def _over_the_same(sides: Mapping[Metric, _Sides]) -> dict[Metric, _Sides]:
+def _over_the_same(sides: Mapping[Metric, Sides]) -> dict[Metric, Sides]:
     """Every paired metric over the same seeds, so that what seeds do to all metrics at once is seen.
 
     Where fewer than two seeds are common, that would throw away more than it gains: each metric keeps its own.
@@ -251,7 +199,7 @@ def _over_the_same(sides: Mapping[Metric, _Sides]) -> dict[Metric, _Sides]:
     return {metric: own.over(common) if own.paired else own for metric, own in sides.items()}
 
 
-def _resampled(table: Table, model: str, baseline: str, metric: Metric, sides: _Sides) -> _Noise | None:
+def _resampled(table: Table, model: str, baseline: str, metric: Metric, sides: Sides) -> Noise | None:
     """What other test pictures would do, to first order (a resampled baseline of 0 does no harm); None: not known.
 
     The same resamples of both are one draw of pictures; errors that are known otherwise add as squares.
@@ -268,13 +216,13 @@ def _resampled(table: Table, model: str, baseline: str, metric: Metric, sides: _
             return None
     if len({len(own) for own in shifts}) > 1:
         return None
-    return _Noise(sum(shifts, np.zeros(0 if not shifts else len(shifts[0]))), 0.0 if model == baseline else variance)
+    return Noise(sum(shifts, np.zeros(0 if not shifts else len(shifts[0]))), 0.0 if model == baseline else variance)
 
 
 def _pool(
     deltas: Mapping[Metric, float],
-    sides: Mapping[Metric, _Sides],
-    noise: Mapping[Metric, _Noise | None],
+    sides: Mapping[Metric, Sides],
+    noise: Mapping[Metric, Noise | None],
     groups: list[list[Metric]],
 ) -> Estimate:
     """The mean over groups of the mean over metrics; its error is over seeds and over the choice of test pictures."""
