@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eval.resampling import metric, percentage, ratio
+from eval.datasets.split import Split
+from eval.resampling import metric, percentage, ratio, together
 from eval.scores import MetricScore
 from teachers.errors import UserError
 
@@ -103,20 +104,21 @@ class Figure(NamedTuple):
 
 
 def over_pictures(
-    figures: Mapping[str, Figure], errors: Errors, constant: Errors, split: str
+    figures: Mapping[str, Figure], errors: Errors, constant: Errors, split: Split
 ) -> dict[str, MetricScore]:
     """Each picture's own figures, averaged over the pictures that have any known truth.
 
     Args:
         constant: the errors of an answer that knows nothing of the picture: chance.
-        split: identity of the split.
+        split: of the pictures; those of one scene are drawn together in resamples.
     """
     pictures, scores = int((errors.known > 0).sum()), {}
+    drawn = together(split.identity, split.scenes, split.count)
     for name, figure in figures.items():
         mean = percentage if figure.unit == "%" else ratio
         chance = float(mean(figure.of(constant).sum(axis=0)))
         scores[name] = metric(
-            figure.of(errors), mean, split, direction=figure.direction, unit=figure.unit, n=pictures, chance=chance,
+            figure.of(errors), mean, drawn, direction=figure.direction, unit=figure.unit, n=pictures, chance=chance,
             counts_in_delta=figure.counts,
         )  # fmt: skip
     return scores

@@ -100,6 +100,8 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
     if absent:
         raise UserError(f"{len(absent)} files are not there, such as {absent[0]}", expected=LAYOUT)
 
+    objects = sorted({photo.scene.parent for photo in photos})
+
     def square(index: int) -> Square:
         return _square(photos[index], config.size)
 
@@ -114,6 +116,7 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
         image=lambda index: _image(photos[index], square(index), config.size),
         depth=lambda index: square(index).depth.float(), normals=lambda index: normals_of(square(index).local).float(),
         points=points, view_pairs=Lazy(lambda: _pairs(photos, config)),
+        scenes=[objects.index(photo.scene.parent) for photo in photos],
     )  # fmt: skip
 
 

@@ -100,6 +100,7 @@ class Split:
     instances: Callable[[int], Instances] | None = field(default=None, repr=False)
     view_pairs: Sequence[ViewPair] | None = field(default=None, repr=False)
     keypoint_pairs: Sequence[KeypointPair] | None = field(default=None, repr=False)
+    scenes: Sequence[int] | None = field(default=None, repr=False)  # of each picture, where a scene has several
     class_names: tuple[str, ...] = ()  # of labels
     mask_names: tuple[str, ...] = ()  # of mask values
     part_names: tuple[str, ...] = ()  # of part values; [0] is the background

@@ -144,6 +144,7 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
         points=lambda index: sample(index).points(), instances=lambda index: sample(index).things(),
         view_pairs=Lazy(lambda: _view_pairs(*which)) if config.views > 1 else None,
         keypoint_pairs=Lazy(lambda: _keypoint_pairs(*which)),
+        scenes=[index // config.views for index in range(count)] if config.views > 1 else None,
         class_names=KINDS, mask_names=SEMANTIC_NAMES, part_names=PART_NAMES, thing_names=KINDS,
         prompts=class_prompts(),
     )  # fmt: skip

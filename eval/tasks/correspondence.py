@@ -18,7 +18,7 @@ from eval.datasets.split import Split, ViewPair
 from eval.dots import POINTS, paint_places
 from eval.matching import centres, enlarged, scaled, spread
 from eval.paint import picture
-from eval.resampling import metric
+from eval.resampling import Draws, metric, together
 from eval.scores import MetricScore
 from eval.task_settings import TaskSettings
 from eval.tasks.task import Context, Example, Result, alone, chosen, maps_of
@@ -38,7 +38,8 @@ PROTOCOL = (
     "Metric: recall, the share of matches within 1, 2 and 5 cm, mean of the three, mean over pairs; each of the three, "
     "and recall at 2 cm by the angle between the views, are shown. Errors in pixels are not taken. Chance: a uniformly "
     "random match among the candidates, exactly; the score file also says what a model that knows nothing but places "
-    "scores, each point matched to the candidate nearest to it in the picture."
+    "scores, each point matched to the candidate nearest to it in the picture. Resamples draw objects (or scenes), not "
+    "pairs."
 )
 WITHIN = (0.01, 0.02, 0.05)  # metres
 SHOWN = 0.02  # metres: a match that is called right in pictures, and in figures by angle
@@ -89,7 +90,7 @@ def run(ctx: Context) -> Result:
     if not len(val.view_pairs):
         raise UserError(f"{val} holds no pairs of views", expected="two pictures of one thing, at least once")
     features = ctx.features("val", "backbone.spatial")
-    recalls, randoms, stills, angles, examples = [], [], [], [], []
+    recalls, randoms, stills, angles, scenes, examples = [], [], [], [], [], []
     for number, pair in enumerate(val.view_pairs):
         maps = features[torch.tensor([pair.first, pair.second])].to(ctx.device)
         views = [points_of(m, val.points(i), settings.scale) for m, i in zip(maps, (pair.first, pair.second))]
@@ -99,13 +100,15 @@ def run(ctx: Context) -> Result:
             randoms.append(matched.random.mean(dim=0).cpu().numpy())
             stills.append(recall(matched.still))
             angles.append(pair.angle)
+            scenes.append(pair.first if val.scenes is None else val.scenes[pair.first])
             if number in chosen(len(val.view_pairs)):
                 examples.append(_example(val, pair, *views, matched))
     if not recalls:
         raise UserError(f"no pair of {val} shows the thing in both pictures", expected="points, or a larger scale")
     facts = {"pairs": len(recalls), "pairs left out, the thing not in both": len(val.view_pairs) - len(recalls)}
     facts["recall if every point stayed in its place"] = round(100 * float(np.mean(stills)), 1)
-    figures = metrics(np.stack(recalls), np.stack(randoms), np.array(angles), f"{val.identity} pairs")
+    drawn = together(f"{val.identity} pairs", scenes, len(recalls))
+    figures = metrics(np.stack(recalls), np.stack(randoms), np.array(angles), drawn)
     return Result(figures, facts, examples)
 
 
@@ -147,7 +150,7 @@ def best(matched: Matched, count: int) -> Tensor:
     return matched.error[matched.ratio.argsort(descending=True, stable=True)[:count]]
 
 
-def metrics(recalls: np.ndarray, randoms: np.ndarray, angles: np.ndarray, identity: str) -> dict[str, MetricScore]:
+def metrics(recalls: np.ndarray, randoms: np.ndarray, angles: np.ndarray, drawn: Draws) -> dict[str, MetricScore]:
     """Recalls and those of random matches, N×3 each, and angles N (NaN: unknown) → figures."""
     common = {"direction": "higher", "unit": "%"}
 
@@ -155,7 +158,7 @@ def metrics(recalls: np.ndarray, randoms: np.ndarray, angles: np.ndarray, identi
         values, chance = recalls[:, columns].mean(axis=1), randoms[:, columns].mean(axis=1)
         contributions = np.stack([np.where(among, values, 0), among], axis=1)
         n, chance = int(among.sum()), 100 * float(chance[among].mean())
-        return metric(contributions, _mean, identity, n=n, chance=chance, counts_in_delta=counts, **common)
+        return metric(contributions, _mean, drawn, n=n, chance=chance, counts_in_delta=counts, **common)
 
     everyone = np.ones(len(recalls), dtype=bool)
     figures = {"recall": figure([0, 1, 2], everyone, True)}

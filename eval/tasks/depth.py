@@ -82,7 +82,7 @@ def run(ctx: Context) -> Result:
     errors, constant, examples = predict(head, ctx.features("val", "backbone.spatial"), val, median, settings)
     if not errors.known.any():
         raise _nothing_known(val, settings)
-    scores = over_pictures(FIGURES, errors, constant, val.identity)
+    scores = over_pictures(FIGURES, errors, constant, val)
     return Result(scores, {"median training depth": round(median, 4)}, examples)
 
 

@@ -18,14 +18,14 @@ from eval.datasets.split import KeypointPair, Split, choose
 from eval.dots import POINTS, paint_places
 from eval.matching import centres, enlarged, sampled, scaled, sizes, spread
 from eval.paint import picture
-from eval.resampling import metric
+from eval.resampling import Draws, ends, metric
 from eval.scores import MetricScore
 from eval.task_settings import TaskSettings
 from eval.tasks.task import Context, Example, Result, alone, chosen, maps_of
 from teachers.errors import UserError
 from teachers.features import Size
 
-VERSION = 1
+VERSION = 2  # resamples draw the pictures of the pairs
 GROUP = "Probe3D"
 COUNTS = True
 SEEDED = False
@@ -38,7 +38,8 @@ PROTOCOL = (
     "box of any place that is equally right (PCK of SPair-71k, arXiv 1908.10543). Metric: PCK of each pair, mean over "
     "the pairs of a category (at most `per_class`, drawn once), mean over categories. Shown beside it: a category's "
     "PCK over all its keypoints, as Probe3D takes it. Pictures are stretched to the model's size; Probe3D pads them "
-    "and answers on the model's own grid. Chance: a uniformly random place of the enlarged grid, exactly."
+    "and answers on the model's own grid. Chance: a uniformly random place of the enlarged grid, exactly. Resamples "
+    "draw pictures, because pairs share them."
 )
 
 
@@ -71,7 +72,8 @@ def run(ctx: Context) -> Result:
         random.append(chance(pair, size_of(pair.second), settings.scale, settings.alpha))
         if number in chosen(len(pairs)):
             examples.append(_example(val, pair, places, right[-1]))
-    return Result(*figures(pairs, right, random, f"{val.identity} keypoint pairs", settings.alpha), examples)
+    drawn = ends(f"{val.identity} keypoint pairs", [(pair.first, pair.second) for pair in pairs])
+    return Result(*figures(pairs, right, random, drawn, settings.alpha), examples)
 
 
 def selected(pairs: Sequence[KeypointPair], limit: int | None) -> list[KeypointPair]:
@@ -107,7 +109,7 @@ def chance(pair: KeypointPair, size: Size, scale: float, alpha: float) -> Tensor
 
 
 def figures(
-    pairs: Sequence[KeypointPair], right: list[Tensor], random: list[Tensor], identity: str, alpha: float
+    pairs: Sequence[KeypointPair], right: list[Tensor], random: list[Tensor], drawn: Draws, alpha: float
 ) -> tuple[dict[str, MetricScore], dict]:
     """Metrics, and each category's PCK."""
     names = sorted({pair.category for pair in pairs})
@@ -124,7 +126,7 @@ def figures(
     for name, weights in ((title, each), (f"{title} of keypoints", keypoints)):
         expected = float(class_mean(by_class(random, weights).sum(axis=0)))
         metrics[name] = metric(
-            by_class(right, weights), class_mean, identity,
+            by_class(right, weights), class_mean, drawn,
             direction="higher", unit="%", chance=expected, counts_in_delta=name == title,
         )  # fmt: skip
     share = by_class(right, each).sum(axis=0)

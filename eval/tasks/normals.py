@@ -80,7 +80,7 @@ def run(ctx: Context) -> Result:
     if not errors.known.any():
         raise _nothing_known(val)
     facts = {"mean training normal": [round(float(value), 3) for value in mean]}
-    return Result(over_pictures(FIGURES, errors, constant, val.identity), facts, examples)
+    return Result(over_pictures(FIGURES, errors, constant, val), facts, examples)
 
 
 def fit(

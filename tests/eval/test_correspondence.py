@@ -16,6 +16,7 @@ from worlds import Noise, World
 from eval.datasets import tabletop
 from eval.datasets.split import Split, ViewPair
 from eval.matching import enlarged, sampled, spread
+from eval.resampling import together
 from eval.tasks import correspondence
 from eval.tasks.correspondence import Points, best, match, metrics, points_of, recall
 from teachers.errors import UserError
@@ -127,7 +128,7 @@ def test_a_large_set_is_compared_in_blocks_with_the_same_answer(monkeypatch):
 
 def test_figures_are_means_over_pairs_and_bins_hold_the_pairs_of_their_angle():
     recalls = np.array([[0.1, 0.2, 0.9], [0.3, 0.6, 0.6], [0.0, 0.4, 0.5]])
-    found = metrics(recalls, recalls / 10, np.array([29.9, 30.0, np.nan]), "identity")
+    found = metrics(recalls, recalls / 10, np.array([29.9, 30.0, np.nan]), together("identity", None, 3))
     assert found["recall"].value == pytest.approx(100 * recalls.mean()) and len(found["recall"].resamples) == 200
     assert found["recall"].chance == pytest.approx(10 * recalls.mean())
     assert found["recall@1cm"].value == pytest.approx(100 * 0.4 / 3)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
 from eval import scores as S
 from eval.kept import examples_file
-from eval.resampling import hits, metric, percentage, ratio
 from teachers.errors import UserError
 
 
@@ -159,29 +157,3 @@ def test_a_score_under_another_name_of_its_model_ends_the_failure_under_this_one
     S.save(make(), places[0])
     S.save(make(error="no data set", metrics={}), places[1])
     assert S.recall(places, make().key) == make() and S.load_folder(tmp_path) == [make()]
-
-
-# --- resampling ------------------------------------------------------------------------------------------------------
-
-
-def test_the_spread_over_resamples_is_the_standard_error():
-    right = np.random.default_rng(0).random(400) < 0.3
-    score = metric(hits(right), percentage, "split", direction="higher", unit="%", chance=25.0)
-    assert score.value == pytest.approx(100 * right.mean()) and score.n == 400
-    binomial = 100 * np.sqrt(right.mean() * (1 - right.mean()) / 400)
-    assert np.std(score.resamples) == pytest.approx(binomial, rel=0.2)
-
-
-def test_models_are_judged_on_the_same_resamples():
-    rows = np.random.default_rng(0).random((60, 2)) + 1
-
-    def scored(identity):
-        return metric(rows, ratio, identity, direction="lower", unit="").resamples
-
-    assert scored("a") == scored("a") != scored("b")
-
-
-def test_a_resample_without_a_value_leaves_no_resamples():
-    rows = np.zeros((3, 2))
-    rows[0] = 1  # most resamples of three pictures miss the only one that counts
-    assert metric(rows, ratio, "s", direction="lower", unit="").resamples == []
