@@ -9,13 +9,27 @@ from collections.abc import Iterable, Sequence
 from eval.datasets.split import Question
 
 ARTICLES = ("a", "an", "the")
+ANNOTATORS = 4  # from which on they can be asked for a consensus: three are left when one is left out
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+
+DIGITS = {word: str(number) for number, word in enumerate(NUMBERS[:11])} | {"none": "0"}
 
 
 def normalised(answer: str) -> str:
     """Lower case, without punctuation and articles; what would be empty then stays as it is."""
     words = re.sub(r"[^\w\s]", " ", re.sub(r"['’]", "", answer.lower())).split()
     return " ".join([word for word in words if word not in ARTICLES] or words) or answer.strip().lower()
+
+
+def spoken(answer: str) -> str:
+    """`normalised` as VQA accuracy has it, where annotators type as they like: number words are digits, a comma between
+    digits is nothing, a decimal point stays. (Its list of contractions is put the other way round: "don't" is "dont".)
+    """
+    text = re.sub(r"['’]|(?<=\d),(?=\d)|\.(?!\d)", "", answer.lower())
+    words = re.sub(r"[^\w\s.]", " ", text).split()
+    words = [DIGITS.get(word, word) for word in words if word not in ARTICLES] or words
+    return " ".join(words) or answer.strip().lower()
 
 
 def exact(answer: str, question: Question) -> float:
@@ -26,11 +40,11 @@ def exact(answer: str, question: Question) -> float:
 def consensus(answer: str, question: Question) -> float:
     """VQA accuracy (Antol et al., ICCV 2015): min(annotators who said so / 3, 1), the mean over leaving each one out.
 
-    Of a single annotator: exact match.
+    Of fewer than four annotators: whether any said so.
     """
-    said = [normalised(answer) == normalised(given) for given in question.answers]
-    if len(said) == 1:
-        return float(said[0])
+    said = [spoken(answer) == spoken(given) for given in question.answers]
+    if len(said) < ANNOTATORS:
+        return float(any(said))
     return sum(min((sum(said) - own) / 3, 1.0) for own in said) / len(said)
 
 

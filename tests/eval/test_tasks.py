@@ -205,7 +205,8 @@ def test_a_resample_judges_the_classes_that_it_has():
             confusions[:, picture, rare, rare], confusions[:, picture, rare, 0] = 300, 100
         confusions[1, 40 + rare, 0, rare] += 1
         confusions[1, 40 + rare, 0, 0] -= 1
-    clean, stray = (np.array(miou(own, 0, SimpleNamespace(identity="x", scenes=None, count=60)).resamples) for own in confusions)
+    split = SimpleNamespace(identity="x", scenes=None, count=60)
+    clean, stray = (np.array(miou(own, 0, split).resamples) for own in confusions)
     assert np.std(stray - clean) < 0.1 and np.std(stray) < 1
     draws = counts("x", 60)
     for resample, drawn in zip(stray, draws):  # as a test set with just these pictures would be scored

@@ -12,7 +12,7 @@ import torch
 from test_language import write_folder
 from worlds import CELL, Fake, Noise, Truth, World
 
-from eval.answers import Prior, consensus, exact, normalised, opening
+from eval.answers import Prior, consensus, exact, normalised, opening, spoken
 from eval.datasets.split import Question, Split
 from eval.tasks import vqa
 from eval.text_tiles import BLACK, tile
@@ -41,7 +41,9 @@ def make_split(part: str, count: int, several: bool = False) -> Split:
             ("What is there?", kind), ("Where is it?", side),
             (f"Is it a {there}?", "yes" if kind == there else "no"),
         ]  # fmt: skip
-        return [Question(text, (said, said, f"{said} indeed") if several else (said,)) for text, said in pairs]
+        if several:
+            return [Question(text, (said, f"{said} indeed", said, f"{said} indeed", said)) for text, said in pairs]
+        return [Question(text, (said,)) for text, said in pairs]
 
     return Split(
         data="world", part=part, count=count, identity=f"questions-{part}-{count}-{several}", source="a test",
@@ -83,7 +85,22 @@ def test_consensus_is_the_mean_over_nine_of_ten_annotators():
         question = Question("", ("red",) * hits + tuple(f"other {i}" for i in range(10 - hits)))
         subsets = [min(sum(answer == "red" for answer in nine) / 3, 1) for nine in combinations(question.answers, 9)]
         assert consensus("The red.", question) == pytest.approx(np.mean(subsets))
-    assert consensus("red", Question("", ("red",))) == 1 and consensus("blue", Question("", ("red",))) == 0
+    for few in (("red",), ("red", "red"), ("blue", "red", "red")):
+        assert consensus("red", Question("", few)) == 1 and consensus("green", Question("", few)) == 0
+
+
+@pytest.mark.parametrize("said, typed", [
+    ("2", "two"), ("None", "0"), ("zero", "0"), ("1,000", "1000"), ("1.5", "1.5"), ("dont", "don't"),
+    ("The U.S.", "us"), ("yes.", "Yes"), ("black, white", "black white"), ("t-shirt", "T shirt"), ("a two", "two"),
+])  # fmt: skip
+def test_what_annotators_type_is_one_answer(said, typed):
+    everyone = Question("", (typed,) * 10)
+    assert consensus(said, everyone) == 1 and consensus(typed, Question("", (said,) * 10)) == 1
+
+
+@pytest.mark.parametrize("said, typed", [("1.5", "1 5"), ("1.5", "15"), ("eleven", "12"), ("no", "none"), ("10", "1")])
+def test_what_is_another_answer_stays_one(said, typed):
+    assert consensus(said, Question("", (typed,) * 10)) == 0 and spoken("a") == "a" and spoken("?") == "?"
 
 
 def test_the_prior_says_what_was_most_often_right():
@@ -143,10 +160,10 @@ def test_annotators_who_disagree_are_heard(world):
     world.train, world.val = make_split("train", 120, several=True), make_split("val", 60, several=True)
     metrics = world.run(Truth(), "vqa", **QUICK).metrics
     match, accuracy = metrics["VQA exact match"], metrics["VQA accuracy"]
-    assert match.value > 95 and match.counts and not accuracy.counts
-    # two of three agree: (1/3 + 1/3 + 2/3) / 3 of a point for a right answer
-    assert accuracy.value == pytest.approx(match.value * 4 / 9, abs=0.01)
-    assert accuracy.chance == pytest.approx(match.chance * 4 / 9, abs=0.01)
+    assert match.value > 95 and accuracy.counts and not match.counts
+    # three of five agree: (3 · 2/3 + 2 · 1) / 5 of a point for a right answer
+    assert accuracy.value == pytest.approx(match.value * 4 / 5, abs=0.01)
+    assert accuracy.chance == pytest.approx(match.chance * 4 / 5, abs=0.01)
 
 
 def test_seeds_differ_and_repeat_and_leave_torchs_own_generator_alone(world):
