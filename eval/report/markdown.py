@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 # What GitHub's Markdown reads in the middle of a line: emphasis, code, tags, entities, links, strikes, formulas, cells.
-_SIGNS = re.compile(r"[\\`*\[\]<~$|]|&(?=#?\w+;)|_+")
+_SIGNS = re.compile(r"[\\`*\[\]~$|]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|_+")
 
 
 def plain(text: object) -> str:
