@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from eval.datasets.split import Question
 
 ARTICLES = ("a", "an", "the")
 ANNOTATORS = 4  # from which on they can be asked for a consensus: three are left when one is left out
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-
-
 DIGITS = {word: str(number) for number, word in enumerate(NUMBERS[:11])} | {"none": "0"}
+SIGNS = r"[;/\[\]\"{}()=+\\_\-><@`,?!]"  # that VQA accuracy drops; an amount, a share or a time of day keeps its own
+CONTRACTIONS = re.compile(  # whose letters alone are no other word, as "its" and "were" are
+    r"\b(\w+n['’]t|i['’](m|ve)|(you|they|that|what|there|where|who|could|would|should|might|must)['’](re|ve|s|ll|d))\b"
+)
 
 
 def normalised(answer: str) -> str:
@@ -23,18 +25,25 @@ def normalised(answer: str) -> str:
 
 
 def spoken(answer: str) -> str:
-    """`normalised` as VQA accuracy has it, where annotators type as they like: number words are digits, a comma between
-    digits is nothing, a decimal point stays. (Its list of contractions is put the other way round: "don't" is "dont".)
+    """An answer as VQA accuracy compares it, where annotators type as they like: number words are digits, a comma
+    between digits is nothing, a decimal point stays, and contractions are one with and without their apostrophe.
     """
-    text = re.sub(r"['’]|(?<=\d),(?=\d)|\.(?!\d)", "", answer.lower())
-    words = re.sub(r"[^\w\s.]", " ", text).split()
+    text = CONTRACTIONS.sub(lambda found: re.sub("['’]", "", found[0]), answer.lower())
+    text = re.sub(r"(?<=\d),(?=\d)|\.(?!\d)", "", text)
+    words = re.sub(SIGNS, " ", text).split()
     words = [DIGITS.get(word, word) for word in words if word not in ARTICLES] or words
     return " ".join(words) or answer.strip().lower()
 
 
+def alike(question: Question) -> Callable[[str], str]:
+    """Makes equal what counts as one answer to this question: to many annotators' as to their consensus."""
+    return spoken if len(question.answers) >= ANNOTATORS else normalised
+
+
 def exact(answer: str, question: Question) -> float:
     """1 where the answer is one of those that are right."""
-    return float(normalised(answer) in {normalised(right) for right in question.answers})
+    same = alike(question)
+    return float(same(answer) in {same(right) for right in question.answers})
 
 
 def consensus(answer: str, question: Question) -> float:
@@ -48,9 +57,12 @@ def consensus(answer: str, question: Question) -> float:
     return sum(min((sum(said) - own) / 3, 1.0) for own in said) / len(said)
 
 
-def common(answers: Sequence[str]) -> str:
-    """The answer that most annotators gave, the first of several."""
-    return Counter(answers).most_common(1)[0][0]
+def common(question: Question) -> str:
+    """The answer that most annotators gave, the first of several; of its spellings the first."""
+    if len(question.answers) < ANNOTATORS:
+        return Counter(question.answers).most_common(1)[0][0]
+    forms = [spoken(answer) for answer in question.answers]
+    return question.answers[forms.index(Counter(forms).most_common(1)[0][0])]
 
 
 class Prior:
@@ -60,7 +72,7 @@ class Prior:
         asked: dict[str, Counter[str]] = {}
         overall: Counter[str] = Counter()
         for question in questions:
-            answer = normalised(common(question.answers))
+            answer = alike(question)(common(question))
             asked.setdefault(normalised(question.text), Counter())[answer] += 1
             overall[answer] += 1
         self._said = {text: _first(found) for text, found in asked.items()}
@@ -77,7 +89,7 @@ def _first(found: Counter[str]) -> str:
 
 def answer_kind(question: Question) -> str:
     """VQAv2's kinds of answers: yes/no, number, other."""
-    right = normalised(common(question.answers))
+    right = alike(question)(common(question))
     if right in ("yes", "no"):
         return "yes/no"
     return "number" if right in NUMBERS or right.isdigit() else "other"

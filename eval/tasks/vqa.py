@@ -136,7 +136,7 @@ def prompts(asked: Sequence[Sequence[Question]], lm: LanguageModel, settings: Se
     """Ids of every question as the language model is asked, and of its (most frequent) answer."""
     pattern = "{}" if settings.lm == TINY else settings.prompt
     return [
-        [lm.pair(pattern.replace("{}", question.text), common(question.answers)) for question in own] for own in asked
+        [lm.pair(pattern.replace("{}", question.text), common(question)) for question in own] for own in asked
     ]
 
 
@@ -152,7 +152,7 @@ def fit(
     Returns:
         (the reader, how many tokens the longest training answer has)
     """
-    texts = [text for own in learnt for question in own for text in (question.text, common(question.answers))]
+    texts = [text for own in learnt for question in own for text in (question.text, common(question))]
     with seeded("vqa", seed):
         lm = open_language_model(
             settings.lm, texts, settings.tokens**2 + 1, width=settings.width, layers=settings.layers,
@@ -233,7 +233,7 @@ def examples(
     for number, index in enumerate(chosen(split.count)):
         place = number % len(asked[index])  # not always a picture's first question
         question, text = asked[index][place], said[index][place]
-        truth = common(question.answers)
+        truth = common(question)
         rows.append({"picture": index, "question": question.text, "truth": truth, "answer": text})
         told = tile([(text or "–", GREEN if exact(text, question) else RED)])
         drawn.append(Example(picture(split, index), tile([(question.text, BLACK), (truth, GREEN)]), told))

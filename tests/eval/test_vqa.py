@@ -12,7 +12,7 @@ import torch
 from test_language import write_folder
 from worlds import CELL, Fake, Noise, Truth, World
 
-from eval.answers import Prior, consensus, exact, normalised, opening, spoken
+from eval.answers import Prior, answer_kind, common, consensus, exact, normalised, opening, spoken
 from eval.datasets.split import Question, Split
 from eval.tasks import vqa
 from eval.text_tiles import BLACK, tile
@@ -91,16 +91,28 @@ def test_consensus_is_the_mean_over_nine_of_ten_annotators():
 
 @pytest.mark.parametrize("said, typed", [
     ("2", "two"), ("None", "0"), ("zero", "0"), ("1,000", "1000"), ("1.5", "1.5"), ("dont", "don't"),
-    ("The U.S.", "us"), ("yes.", "Yes"), ("black, white", "black white"), ("t-shirt", "T shirt"), ("a two", "two"),
+    ("theyre", "They’re"), ("The U.S.", "us"), ("yes.", "Yes"), ("black, white", "black white"), ("t-shirt", "T shirt"),
+    ("a two", "two"),
 ])  # fmt: skip
 def test_what_annotators_type_is_one_answer(said, typed):
     everyone = Question("", (typed,) * 10)
     assert consensus(said, everyone) == 1 and consensus(typed, Question("", (said,) * 10)) == 1
 
 
-@pytest.mark.parametrize("said, typed", [("1.5", "1 5"), ("1.5", "15"), ("eleven", "12"), ("no", "none"), ("10", "1")])
+@pytest.mark.parametrize("said, typed", [
+    ("1.5", "1 5"), ("1.5", "15"), ("eleven", "12"), ("no", "none"), ("10", "1"), ("its", "it's"), ("mans", "man's"),
+    ("were", "we're"), ("ill", "i'll"), ("$5", "5"), ("10:30", "10 30"),
+])  # fmt: skip
 def test_what_is_another_answer_stays_one(said, typed):
     assert consensus(said, Question("", (typed,) * 10)) == 0 and spoken("a") == "a" and spoken("?") == "?"
+
+
+def test_spellings_of_one_answer_vote_together():
+    many = Question("How many?", ("3", "two", "2", "3", "two", "2", "3", "2", "two", "3"))
+    assert common(many) == "two" and exact("2", many) == exact("Two.", many) == 1 and answer_kind(many) == "number"
+    assert Prior([many])(many) == "2" and consensus("2", many) == 1
+    few = Question("How many?", ("two", "2"))
+    assert common(few) == "two" and exact("Two", few) == 1
 
 
 def test_the_prior_says_what_was_most_often_right():
