@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eval.datasets.split import IGNORE, Split
-from eval.resampling import metric, together
+from eval.resampling import metric, pictures
 from eval.scores import MetricScore
 from teachers.errors import UserError
 
@@ -55,8 +55,7 @@ def miou(confusions: np.ndarray, frequent: int, split: Split) -> MetricScore:
 
     constant = np.zeros_like(confusions[0])
     constant[:, frequent] = truth
-    drawn = together(split.identity, split.scenes, split.count)
-    return metric(confusions, mean, drawn, direction="higher", unit="%", chance=float(mean(constant)))
+    return metric(confusions, mean, pictures(split), direction="higher", unit="%", chance=float(mean(constant)))
 
 
 def named_ious(confusions: np.ndarray, names: tuple[str, ...]) -> dict[str, float | None]:

@@ -13,8 +13,9 @@ import math
 from pathlib import Path
 
 from eval import published
-from eval.delta_m import SIGNS, Metric, Row, Table, average_rank, check, compare, mean
+from eval.delta_m import SIGNS, Metric, Row, Table, average_rank, check, compare
 from eval.estimate import Estimate
+from eval.sides import mean
 from teachers.errors import UserError
 
 SCORES = ("model", "group", "metric", "direction", "value")

@@ -170,7 +170,7 @@ def _open_sharpened(text: str, device: torch.device | str) -> Encoder:
 
 def _teacher_of(run: Path) -> str:
     """The teacher that a sharpener's run was trained for, in the form that `teacher:` takes."""
-    recipe = next((folder / "recipe.yaml" for folder in (run, run.parent) if (folder / "recipe.yaml").is_file()), None)
+    recipe = _recipe_of(run)
     if recipe is None:
         raise UserError(
             f"{run} does not say which teacher it sharpens (there is no recipe.yaml)",
@@ -194,12 +194,17 @@ def _teacher_of(run: Path) -> str:
 
 def _training_seed(run: Path) -> int | None:
     """What the recipe in a run folder (or above its export) says; None where there is no such recipe."""
+    recipe = _recipe_of(run)
     try:
-        recipe = next(file for folder in (run, run.parent) if (file := folder / "recipe.yaml").is_file())
-        seed = yaml.safe_load(recipe.read_text(encoding="utf-8")).get("seed")
-    except (StopIteration, OSError, ValueError, AttributeError, yaml.YAMLError):
+        seed = documents.read(recipe).get("seed") if recipe else None
+    except UserError:  # whatever it is, the model itself could be opened
         return None
     return seed if isinstance(seed, int) else None
+
+
+def _recipe_of(run: Path) -> Path | None:
+    """The recipe in a run folder, or above its export."""
+    return next((file for folder in (run, run.parent) if (file := folder / "recipe.yaml").is_file()), None)
 
 
 TRAINED = ("run", "sharpened")  # kinds whose folder holds the recipe of a training

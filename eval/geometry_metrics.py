@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eval.datasets.split import Split
-from eval.resampling import metric, percentage, ratio, together
+from eval.resampling import metric, percentage, pictures, ratio
 from eval.scores import MetricScore
 from teachers.errors import UserError
 
@@ -112,13 +112,12 @@ def over_pictures(
         constant: the errors of an answer that knows nothing of the picture: chance.
         split: of the pictures; those of one scene are drawn together in resamples.
     """
-    pictures, scores = int((errors.known > 0).sum()), {}
-    drawn = together(split.identity, split.scenes, split.count)
+    judged, drawn, scores = int((errors.known > 0).sum()), pictures(split), {}
     for name, figure in figures.items():
         mean = percentage if figure.unit == "%" else ratio
         chance = float(mean(figure.of(constant).sum(axis=0)))
         scores[name] = metric(
-            figure.of(errors), mean, drawn, direction=figure.direction, unit=figure.unit, n=pictures, chance=chance,
+            figure.of(errors), mean, drawn, direction=figure.direction, unit=figure.unit, n=judged, chance=chance,
             counts_in_delta=figure.counts,
         )  # fmt: skip
     return scores

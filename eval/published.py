@@ -16,7 +16,8 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from eval.delta_m import Metric, Table, mean, relative
+from eval.delta_m import Metric, Table, relative
+from eval.sides import mean
 from radio_distill.documents import Section, validate
 from teachers.errors import UserError
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from eval.datasets.split import Split
 from eval.scores import MetricScore
 from teachers.seeding import numpy_rng
 
@@ -41,6 +42,11 @@ def together(identity: str, groups: Sequence[int] | None, items: int) -> Draws:
         return Draws(counts(identity, items))
     found, number = np.unique(groups, return_inverse=True)
     return Draws(counts(identity, len(found))[:, number])
+
+
+def pictures(split: Split) -> Draws:
+    """All of a split, those of one scene together."""
+    return together(split.identity, split.scenes, split.count)
 
 
 def ends(identity: str, pairs: Sequence[tuple[int, int]]) -> Draws:

@@ -18,7 +18,7 @@ from eval.datasets.split import IGNORE, Split
 from eval.outputs.output import DenseSettings, Output, enlarged
 from eval.paint import paint_share
 from eval.probes import Cells, cells, label_grid
-from eval.resampling import metric, together
+from eval.resampling import metric, pictures
 from eval.saliency import BETA_SQUARED, THRESHOLDS, f_measures, saliency_counts
 from eval.scores import MetricScore
 from teachers.seeding import torch_rng
@@ -62,9 +62,8 @@ class Found(Output):
         if not contributions[:, 0, 2].sum():
             raise self._missing(self.val, "pixel of value 1")
         return metric(
-            contributions, lambda sums: f_measures(sums, self.beta_squared).max(axis=-1),
-            together(self.val.identity, self.val.scenes, self.val.count), direction="higher", unit="%",
-            chance=self.chance(contributions),
+            contributions, lambda sums: f_measures(sums, self.beta_squared).max(axis=-1), pictures(self.val),
+            direction="higher", unit="%", chance=self.chance(contributions),
         )  # fmt: skip
 
     def facts(self, contributions: np.ndarray) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from eval.geometry_metrics import depth_errors, normal_errors
 from eval.outputs.output import DenseSettings, Output
 from eval.paint import paint_depth, paint_normals
 from eval.probes import value_grid
-from eval.resampling import metric, ratio, together
+from eval.resampling import metric, pictures, ratio
 from eval.scores import MetricScore
 
 ASKED = 100_000  # training pixels whose constant answer is looked for, at most
@@ -71,7 +71,7 @@ class Values(Output):
         if not known:
             raise self._missing(self.val, "known pixel")
         return metric(
-            contributions, self.figure, together(self.val.identity, self.val.scenes, self.val.count),
+            contributions, self.figure, pictures(self.val),
             direction="lower", unit=self.unit, chance=float(self.figure(np.array([constant, known]))),
         )  # fmt: skip
 
