@@ -46,14 +46,14 @@ class SharpenObjective:
         *,
         seed: int = 0,
         statistics_batches: int = 100,
-        cache: Path | str = "~/.cache/radio-distill/statistics",
+        cache: Path | str | None = "~/.cache/radio-distill/statistics",
         device: torch.device | str = "cpu",
         precision: Callable[[], AbstractContextManager] = nullcontext,
         say: Callable[[str], None] = print,
         built_from: Mapping[str, Any] | None = None,
     ):
         self.encoder, self.config, self.seed, self.device = encoder, config, seed, torch.device(device)
-        self.statistics_batches, self.cache = statistics_batches, Path(cache).expanduser()
+        self.statistics_batches, self.cache = statistics_batches, cache and Path(cache).expanduser()
         self.precision, self.say, self.built_from = precision, say, built_from
         with seeded("sharpener", seed):
             self.model: nn.Module = Consistency(config, encoder).to(self.device)

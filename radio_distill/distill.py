@@ -40,10 +40,11 @@ class DistillObjective:
         device: torch.device | str,
         precision: Callable[[], AbstractContextManager],
         say: Callable[[str], None] = print,
+        load: Callable[..., Teacher] = load_teacher,
     ):
         self.recipe, self.device, self.precision, self.say = recipe, device, precision, say
         self.teachers: dict[str, Teacher] = {
-            name: load_teacher(name, config, device) for name, config in recipe.teachers.items()
+            name: load(name, config, device) for name, config in recipe.teachers.items()
         }
         folder = recipe.cache.folder
         self.cache = TeacherCache(Path(folder), recipe.cache.max_gib, say) if folder else None
@@ -83,7 +84,7 @@ class DistillObjective:
                 batches,
                 self.sights.see_unsharpened,
                 kind=loss.normalise,
-                cache=Path(config.cache).expanduser(),
+                cache=config.cache and Path(config.cache).expanduser(),
                 notes={name: self._data_note(note, number, teacher) for name, teacher in self.teachers.items()},
                 count=config.batches,
                 device=self.device,

@@ -32,9 +32,14 @@ class Section(pydantic.BaseModel):
 T = TypeVar("T", bound=pydantic.BaseModel)
 
 
+def shipped_recipes() -> Path:
+    """The folder of the recipes that this package ships."""
+    return Path(str(importlib.resources.files("recipes")))
+
+
 def find_document(path: str | Path) -> Path:
     """The file meant by `path`: as given, or one of the recipes that this package ships (`quickstart`)."""
-    shipped = Path(str(importlib.resources.files("recipes")))
+    shipped = shipped_recipes()
     name = str(path)
     for candidate in (Path(name), shipped / name, shipped / f"{name}.yaml", shipped.parent / name):
         if candidate.is_file():

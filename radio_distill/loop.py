@@ -50,7 +50,7 @@ class Training:
         self._stage: int | None = None  # the last one begun
         precision, why = choose_precision(recipe.precision, world.device)
         groups = objective.param_groups(recipe.optim.lr, recipe.optim.weight_decay)
-        self.engine = start_engine(recipe, objective.model, groups, precision, world)
+        self.engine = self.start_engine(groups, precision)
         if self.started_from:
             facts, tensors = checkpoint.load(self.started_from, self.engine, world)
             objective.load_state(tensors)
@@ -66,6 +66,10 @@ class Training:
         else:
             begin = "starting from scratch (no checkpoint there yet)"
         return f"run {self.run}: {begin}; {ranks}; {precision}: {why}"
+
+    def start_engine(self, groups: list[dict], precision: str) -> Any:
+        """What runs, reduces and steps the objective's model; a rehearsal has another."""
+        return start_engine(self.recipe, self.objective.model, groups, precision, self.world)
 
     # Data ---------------------------------------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ def fit_normalisers(
     see: See,
     *,
     kind: str,
-    cache: Path,
+    cache: Path | None,
     notes: Mapping[str, str],
     count: int,
     device: torch.device | str,

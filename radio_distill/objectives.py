@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from radio_distill.engine import World, autocast, choose_precision
 from radio_distill.recipe import Recipe
+from radio_distill.targets import Teacher, load_teacher
 from teachers.features import Size
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ class Objective(Protocol):
         """Write what users load."""
 
 
-def build_objective(recipe: Recipe, world: World) -> Objective:
-    """Teachers are loaded here: a missing weights file is reported before anything is trained."""
+def build_objective(recipe: Recipe, world: World, load: Callable[..., Teacher] = load_teacher) -> Objective:
+    """Teachers are loaded here, by `load`: a missing weights file is reported before anything is trained."""
     # Small frozen teachers gain nothing from bf16 on a CPU and lose digits of the target.
     wanted = recipe.teacher_precision
     if wanted == "auto" and world.device.type == "cpu":
@@ -73,13 +74,12 @@ def build_objective(recipe: Recipe, world: World) -> Objective:
     if recipe.task == "distill":
         from radio_distill.distill import DistillObjective
 
-        return DistillObjective(recipe, world.device, precision, say)
+        return DistillObjective(recipe, world.device, precision, say, load)
     from featsharp.task import SharpenObjective
-    from radio_distill.targets import load_teacher
 
     [(name, teacher)] = recipe.teachers.items()
     return SharpenObjective(
-        load_teacher(name, teacher, world.device).base,
+        load(name, teacher, world.device).base,
         recipe.sharpener,
         seed=recipe.seed,
         statistics_batches=recipe.statistics.batches,

@@ -114,11 +114,11 @@ def start(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
     check_deepspeed(recipe)
     if recipe.dry_run:
-        from radio_distill.plan import print_plan
+        from radio_distill.dry_run.plan import print_plan
 
         return print_plan(recipe, str(documents.find_document(options.recipe)))
     from radio_distill import run_folder
-    from radio_distill.plan import check_inputs
+    from radio_distill.dry_run.plan import check_inputs
     from radio_distill.stopping import Stopper
 
     if run_folder.finished(recipe):

@@ -51,7 +51,9 @@ class StatisticsConfig(Section):
     )
     steps: Positive = Field(3000, description="running: steps of the stage that are learnt from")
     refresh: Positive = Field(100, description="running: steps between two normalisers")
-    cache: str = Field("~/.cache/radio-distill/statistics", description="folder, keyed by encoder identity")
+    cache: str | None = Field(
+        "~/.cache/radio-distill/statistics", description="folder, keyed by encoder identity; none = measured at each start"
+    )
 
 
 class MesaConfig(Section):

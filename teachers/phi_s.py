@@ -167,7 +167,7 @@ def _signs(eigenvectors: Tensor) -> Tensor:
 
 
 def cached_moments(
-    folder: Path | str,
+    folder: Path | str | None,
     identity: str,
     data: str,
     n: int,
@@ -177,7 +177,10 @@ def cached_moments(
     """The moments kept in `folder` for this encoder, data note and number of batches; else `build()`, then kept.
 
     All ranks call it together: unless every one of them finds the entry, all build. A damaged entry is rebuilt.
+    Without a folder nothing is looked for and nothing kept.
     """
+    if folder is None:
+        return build()
     key = hashlib.sha256(repr((identity, data, n)).encode()).hexdigest()[:16]
     path = Path(folder) / f"moments-{identity}-{key}.safetensors"
     found = _read_moments(path, say)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-PRELOADED = ["radio_distill.distill", "radio_distill.loop", "radio_distill.plan", "radio_distill.export",
+PRELOADED = ["radio_distill.distill", "radio_distill.loop", "radio_distill.dry_run.plan", "radio_distill.export",
              "timm.models.vision_transformer", "teachers.random_encoder", "deepspeed",
              "deepspeed.runtime.zero.muon.original_muon"]  # fmt: skip
 PATIENCE = 300  # seconds until a process that should have done something is given up

@@ -8,7 +8,7 @@ import torch
 
 from radio_distill import tars
 from radio_distill.console import duration
-from radio_distill.costs import Cost, count, measured_speed, memory, sharpener_costs, student_costs
+from radio_distill.dry_run.cost import Cost, count, measured_speed, memory, sharpener_costs, student_costs
 from radio_distill.recipe import Recipe
 from radio_distill.student import student_spec
 from radio_distill.targets import Teacher, load_teacher

@@ -7,7 +7,8 @@ import re
 import pytest
 import torch
 
-from radio_distill import costs, plan, train
+from radio_distill import train
+from radio_distill.dry_run import cost, plan
 from radio_distill.recipe import load_recipe
 from radio_distill.student import student_spec
 from radio_distill.targets import load_teacher
@@ -32,11 +33,11 @@ def test_the_plan_of_a_run_that_could_start(trial, console, capsys):
     made = plan.make_plan(recipe)
     base = load_teacher("a", recipe.teachers["a"], "cpu").base
     assert made.parameters["a"] == sum(parameter.numel() for parameter in base.parameters())
-    student = [cost for cost in made.costs if cost.name == "student"]
-    assert [(cost.stream, cost.size, cost.grid) for cost in student] == [
+    student = [row for row in made.costs if row.name == "student"]
+    assert [(row.stream, row.size, row.grid) for row in student] == [
         ("low", (32, 32), (4, 4)), ("high", (32, 48), (4, 6)), ("high", (48, 64), (6, 8))
     ]  # fmt: skip
-    total = sum(cost.flops * recipe.streams[cost.stream].batch for cost in made.costs)
+    total = sum(row.flops * recipe.streams[row.stream].batch for row in made.costs)
     assert made.flops_a_step(0) == pytest.approx(total) and made.flops == pytest.approx(8 * total)
 
 
@@ -47,7 +48,7 @@ def test_the_plan_follows_stages_streams_mosaics_and_accumulation(trial):
         f"teachers.c={canvas}", "optim.ema=0.9", "loss.mesa.weight=1",
     ])  # fmt: skip
     made = plan.make_plan(recipe)
-    rows = {(cost.name, cost.stream, cost.size): cost for cost in made.costs}
+    rows = {(row.name, row.stream, row.size): row for row in made.costs}
     low, high = (sum(c.flops * recipe.streams[n].batch for c in made.costs if c.stream == n) for n in ("low", "high"))
     assert made.flops == pytest.approx(2 * (3 * low + 2 * (low + high)))
     assert (made.images("low"), made.images("high")) == (2 * 5 * 4, 2 * 2 * 2)
@@ -55,10 +56,10 @@ def test_the_plan_follows_stages_streams_mosaics_and_accumulation(trial):
     mosaic = rows["c", "high", (48, 64)]  # 6×8 cells of 12×12: two pictures a canvas
     assert mosaic.passes == "1 pass for 2"
     c = load_teacher("c", recipe.teachers["c"], "meta", meta=True).base
-    assert mosaic.flops == pytest.approx(costs.flops(c, (96, 96)) / 2 / 2)  # and drawn for half of the batches
+    assert mosaic.flops == pytest.approx(cost.flops(c, (96, 96)) / 2 / 2)  # and drawn for half of the batches
     student = rows["student", "high", (48, 64)].flops, rows["its average", "high", (48, 64)].flops
     assert student[0] > 3 * student[1] > 0
-    assert rows["student", "low", (32, 32)].flops < 3 * costs.flops(_student(recipe), (32, 32))  # one head of three
+    assert rows["student", "low", (32, 32)].flops < 3 * cost.flops(_student(recipe), (32, 32))  # one head of three
 
 
 def test_a_beginning_that_is_not_there_is_missed(trial, tmp_path):
@@ -82,7 +83,7 @@ def test_flops_are_those_of_the_matrix_products(trial):
     block = tokens * width * width * (3 + 1 + 4 + 4) + 2 * tokens * tokens * width
     heads = (1 + patches) * (width * hidden + hidden * 24)
     wanted = 2 * (patches * 3 * 8 * 8 * width + 2 * block + heads)
-    assert costs.flops(student.eval(), (32, 32)) == pytest.approx(wanted, rel=0.01)
+    assert cost.flops(student.eval(), (32, 32)) == pytest.approx(wanted, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["radio_b", "radio_l", "radio_h", "c_radio_v4_h", "am_radio_h"])
@@ -126,5 +127,5 @@ def test_a_start_without_weights_says_what_is_missing_and_how_to_get_it(capsys, 
 def test_a_sharpeners_plan_counts_the_passes_its_upsampler_asks_for(options, passes):
     settings = options.replace("}", ", views: {jitters: 1}}")
     recipe = load_recipe(ROOT / "recipes/featsharp/tabletop_clip.yaml", [f"sharpener={settings}"])
-    teacher = next(cost for cost in plan.make_plan(recipe).costs if cost.name != "sharpener")
+    teacher = next(row for row in plan.make_plan(recipe).costs if row.name != "sharpener")
     assert teacher.passes == f"{passes} passes"

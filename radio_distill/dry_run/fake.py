@@ -1,0 +1,133 @@
+"""Runs code on tensors without memory, and counts what the same code would compute, hold and read back.
+
+torch's fake tensors have a shape, a dtype and a device but no values, so a network of any size runs in seconds. What a
+step asks of values is answered so that it goes on: a number read back is 1, a whole number 0 and 1 in turn.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import cycle
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+aten = torch.ops.aten
+
+
+class Meter(TorchDispatchMode):
+    """Counts the operators that run inside it; `fake_tensors` gives one.
+
+    `flops` counts matrix products, convolutions and attention, a multiplication and an addition as two (torch's own
+    formulas). `held` and `peak` are bytes of all tensors that were made inside and are alive, whatever their use;
+    what a kernel sets aside for itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0.0
+        self.held = self.peak = 0
+        self.reads = 0  # of values, from the host: each would make a GPU wait
+        self._alive: dict[int, weakref.ref] = {}
+        self._whole = cycle((0, 1))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in _READS:
+            self.reads += 1
+            return self._value(func, args)
+        out = func(*args, **(kwargs or {}))
+        formula = _FLOPS.get(func.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._hold(leaf.untyped_storage())
+        return out
+
+    def restart(self) -> None:
+        """Begin counting operations and reads anew, and the peak from what is alive now."""
+        self.flops, self.reads, self.peak = 0.0, 0, self.held
+
+    def _value(self, func: Any, args: tuple) -> bool | int | float:
+        if func is aten.equal.default:
+            return True
+        kind = args[0].dtype
+        return True if kind == torch.bool else 1.0 if kind.is_floating_point else next(self._whole)
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._alive:
+            return
+        size = storage.nbytes()
+
+        def gone(_: weakref.ref) -> None:
+            if self._alive.pop(key, None) is not None:
+                self.held -= size
+
+        self._alive[key] = weakref.ref(storage, gone)
+        self.held += size
+        self.peak = max(self.peak, self.held)
+
+
+def _attention_on_a_cpu(query: Any, key: Any, value: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _attention_back_on_a_cpu(gradient: Any, query: Any, key: Any, value: Any, *_: Any, out_val: Any = None, **__: Any):
+    return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
+
+
+_READS = (aten._local_scalar_dense.default, aten.equal.default)
+_FLOPS = {
+    **flop_registry,  # which lacks the CPU's attention
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_a_cpu,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back_on_a_cpu,
+}
+
+
+@contextmanager
+def fake_tensors() -> Iterator[Meter]:
+    """Inside, new tensors are fake; those from outside may be mixed in."""
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
+        # torch draws until no number lies outside, which is never known here; for meta tensors it knows better.
+        stack.enter_context(mock.patch.object(nn.init, "_no_grad_trunc_normal_", _itself))
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        yield stack.enter_context(Meter())
+
+
+def _itself(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+    return tensor
+
+
+def materialize(module: nn.Module, device: torch.device | str) -> nn.Module:
+    """A module of the meta device → the same on `device`, fake inside `fake_tensors`."""
+    return module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
+
+
+@torch.no_grad()
+def _apply(self: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """In place of a module's own, behind `.to` and its like: torch exchanges fake parameters inside their objects, which
+    it refuses where anything knows them by a weak reference, as its own fake mode does."""
+    for module in self.modules() if recurse else [self]:
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or (changed := change(tensor)) is tensor:
+                    continue
+                is_parameter = isinstance(tensor, nn.Parameter)
+                tensors[name] = nn.Parameter(changed, tensor.requires_grad) if is_parameter else changed
+    return self
+
+
+def bytes_of(*modules: nn.Module | None) -> int:
+    """Of all parameters and buffers, each once."""
+    tensors = {id(t): t for module in modules if module is not None for t in [*module.parameters(), *module.buffers()]}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
