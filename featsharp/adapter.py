@@ -20,7 +20,7 @@ from featsharp.config import SharpenerConfig
 from featsharp.tiles import Tiled, each
 from featsharp.upsamplers import build_upsampler
 from teachers.errors import UserError
-from teachers.features import Encoder
+from teachers.features import Encoder, has_values
 from teachers.phi_s import PhiS
 from teachers.spectral import folded_state, reparametrise
 
@@ -102,21 +102,34 @@ def save(
 def load(folder: Path | str, encoder: Encoder) -> tuple[Adapter, SharpenerConfig]:
     """The adapter kept in `folder`, on the CPU; `UserError` where it is damaged or belongs to another teacher."""
     folder = Path(folder)
-    about = read_config(folder)
-    mine, its = _describe(encoder), about["teacher"]
-    meta = any(p.is_meta for p in encoder.parameters())  # a plan: no weights, so no identity to compare
-    differ = [key for key in ("width", "patch_size", *(() if meta else ("identity",))) if mine[key] != its[key]]
-    if differ:
-        raise UserError(
-            f"the sharpener in {folder} was trained for another teacher",
-            expected="{name} ({identity}, width {width}, patch {patch_size})".format(**its)
-            + "; this one is {name} ({identity}, width {width}, patch {patch_size})".format(**mine),
-            todo="take that teacher (weights and options), or train a sharpener for this one",
-        )
     config = read_settings(folder)
+    check_teacher(encoder, read_config(folder)["teacher"], f"the sharpener in {folder}", config)
     adapter = Adapter(config.model_copy(update={"spectral": False}), encoder)  # it was saved folded
     load_weights(adapter, folder / WEIGHTS)
     return adapter, config
+
+
+def check_teacher(encoder: Encoder, its: Mapping[str, Any], what: str, config: SharpenerConfig) -> None:
+    """Raise `UserError` where `encoder` is not the teacher that the sharpener `what` was trained for.
+
+    Without values (a plan, a rehearsal) there is no identity to compare: then width, patch and size must do.
+
+    Args:
+        its: the description that `save` wrote of the teacher.
+    """
+    mine, keys = _describe(encoder), ["width", "patch_size"]
+    if config.bias:  # a table of that teacher's own cells
+        keys.append("native_size")
+    if all(has_values(parameter) for parameter in encoder.parameters()):
+        keys.append("identity")
+    if any(mine[key] != its[key] for key in keys):
+        its, mine = ({**one, "size": "×".join(map(str, one["native_size"]))} for one in (its, mine))
+        words = "{name} at {size} px ({identity}, width {width}, patch {patch_size})"
+        raise UserError(
+            f"{what} was trained for another teacher",
+            expected=words.format(**its) + "; this one is " + words.format(**mine),
+            todo="take that teacher (encoder, weights, options), or train a sharpener for this one",
+        )
 
 
 def read_settings(folder: Path) -> SharpenerConfig:

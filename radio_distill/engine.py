@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,26 +157,28 @@ def autocast(precision: str, device: torch.device) -> Callable[[], AbstractConte
     return lambda: torch.autocast(device.type, torch.bfloat16)
 
 
-def check_deepspeed(recipe: Recipe) -> None:
-    """Raise `UserError` for a `deepspeed` section that repeats the recipe, or that cannot be trained with."""
+def deepspeed_mistakes(recipe: Recipe) -> Iterator[UserError]:
+    """What is wrong with a `deepspeed` section: it repeats the recipe, or cannot be trained with."""
     given = recipe.deepspeed
     for key, place in OURS.items():
         if key in given:
-            raise UserError(f"deepspeed.{key} is set by the recipe itself", todo=f"remove it and use {place}")
+            yield UserError(f"deepspeed.{key} is set by the recipe itself", todo=f"remove it and use {place}")
     for key in given:  # DeepSpeed itself passes over a mistyped key in silence
         near = difflib.get_close_matches(key, KNOWN, n=1, cutoff=0.8)
         if key not in KNOWN and near:
-            raise UserError(f"deepspeed.{key}: unknown key; did you mean '{near[0]}'?")
-    for key in ("zero_optimization", "bf16", "fp16"):
-        if not isinstance(given.get(key, {}), dict):
-            raise UserError(f"deepspeed.{key} is {given[key]!r}", expected="a mapping, such as {stage: 1}")
+            yield UserError(f"deepspeed.{key}: unknown key; did you mean '{near[0]}'?")
+    shapeless = [key for key in ("zero_optimization", "bf16", "fp16") if not isinstance(given.get(key, {}), dict)]
+    if shapeless:
+        key = shapeless[0]
+        yield UserError(f"deepspeed.{key} is {given[key]!r}", expected="a mapping, such as {stage: 1}")
+        return
     if zero_stage(recipe) not in (0, 1, 2, 3):
-        raise UserError(f"deepspeed.zero_optimization.stage is {zero_stage(recipe)!r}", expected="0, 1, 2 or 3")
+        yield UserError(f"deepspeed.zero_optimization.stage is {zero_stage(recipe)!r}", expected="0, 1, 2 or 3")
     for key, why in (("bf16", "parameters stay fp32 here"), ("fp16", "teachers' features overflow it")):
         if given.get(key, {}).get("enabled"):
-            raise UserError(f"deepspeed.{key}: {why}", todo="remove it and use precision=bf16")
-    if recipe.optim.name == "lamb" and zero_stage(recipe) > 0:
-        raise UserError(
+            yield UserError(f"deepspeed.{key}: {why}", todo="remove it and use precision=bf16")
+    if recipe.optim.name == "lamb" and zero_stage(recipe) in (1, 2, 3):
+        yield UserError(
             f"optim.name=lamb with deepspeed.zero_optimization.stage={zero_stage(recipe)}: LAMB scales a step by the "
             "norm of each weight tensor, and this stage splits tensors over ranks",
             todo="use deepspeed.zero_optimization.stage=0, or optim.name=adamw",

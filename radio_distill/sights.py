@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from radio_distill.recipe import Recipe
 from radio_distill.shifts import Window, largest_shift, margin
 from radio_distill.targets import Teacher, images_at
-from teachers.errors import UserError
+from radio_distill.views import check_sizes
+from teachers.errors import UserError, collected
 from teachers.features import Features, Size
 from teachers.seeding import numpy_rng
 
@@ -42,7 +43,6 @@ class Sights:
     ):
         self.recipe, self.teachers, self.device = recipe, teachers, device
         self.precision, self.cache = precision, cache
-        self._check_sizes()
 
     def student_size(self, stream: str, index: int) -> Size:
         """The student's size in batch `index` of a stream: drawn from the recipe's list, the same on all ranks."""
@@ -108,27 +108,27 @@ class Sights:
             return None
         return window.valid(batch.extents.to(self.device), grid)
 
-    def _check_sizes(self) -> None:
-        """Raise `UserError` where a teacher cannot take what a stream's sizes ask of it."""
-        from radio_distill.views import check_sizes
-
+    def mistakes(self) -> Iterator[UserError]:
+        """What a stream's sizes ask of a teacher that it cannot take."""
         most = largest_shift(self.recipe.loss.shift)
         for stream, size in ((name, size) for name, config in self.recipe.streams.items() for size in config.size):
             where, sharpen = f"streams.{stream}.size", self.recipe.streams[stream].sharpen
             if 2 * most >= min(self.grid(size)):
-                raise UserError(
+                yield UserError(
                     f"{where} {list(size)}: shifts by up to {most} patches may leave two networks nothing in common "
                     f"on a grid of {'×'.join(map(str, self.grid(size)))}",
                     todo=f"lower loss.shift, or raise {where}",
                 )
-            view = self.view(stream, size)
-            for name, window in view.teachers.items():
-                try:
-                    check_sizes([view.student.base, window.base], f"teachers.{name}")
-                    self.teachers[name].encoder(sharpen).check_size(window.size)
-                except UserError as error:
-                    raise UserError(
+                continue
+            found: list[UserError] = []
+            for name, window in self.view(stream, size).teachers.items():
+                with collected(found):
+                    check_sizes([size, window.size], f"teachers.{name}")
+                    self.teachers[name].check_size(window.size, sharpen)
+                for error in found:
+                    yield UserError(
                         f"{where} {list(size)}: {error.what}",
                         expected=error.expected,
                         todo=f"change {where}, or teachers.{name}",
-                    ) from None
+                    )
+                found.clear()

@@ -66,6 +66,12 @@ class Teacher:
     def _in_canvas(self, encoder: Encoder, grid: Size) -> bool:
         return self.config.fit != "resize" and fits(encoder, grid)
 
+    def check_size(self, size: Size, sharpen: bool) -> None:
+        """Raise `UserError` for images that it cannot be shown, of the size that the canvas takes where it has one."""
+        encoder = self.encoder(sharpen)
+        if not (self._in_canvas(encoder, encoder.grid(size)) and is_whole(size, encoder.patch_size)):
+            encoder.check_size(size)
+
     def grid(self, student_grid: Size, sharpen: bool) -> Size:
         """The grid of its map beside a student of `student_grid`."""
         return self.encoder(sharpen).grid(self.size(student_grid, sharpen))
@@ -107,6 +113,11 @@ def load_teacher(name: str, config: TeacherConfig, device: torch.device | str, m
 
         sharp = build_sharpener(config.sharpen, base, factor=config.factor, device=device)
     return Teacher(name, config, base, sharp, device)
+
+
+def is_whole(size: Size, patch: int) -> bool:
+    """Whether patches tile images of `size`."""
+    return min(size) > 0 and size[0] % patch == size[1] % patch == 0
 
 
 def images_at(batch: Batch, window: Window, device: torch.device | str) -> Tensor:

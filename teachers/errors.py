@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Something that the person at the keyboard can mend; commands print its text alone and exit with 2.
@@ -20,3 +23,22 @@ class UserError(Exception):
         if todo:
             lines.append(f"  do this:  {todo}")
         super().__init__("\n".join(lines))
+
+
+@contextmanager
+def collected(into: list[UserError], where: str = "") -> Iterator[None]:
+    """Inside, a `UserError` is kept in `into` and ends the block, so that the next one is found too.
+
+    `where`: a key's path for the front of the text, where the text does not name the key itself.
+    """
+    try:
+        yield
+    except UserError as error:
+        into.append(at(where, error))
+
+
+def at(where: str, error: UserError) -> UserError:
+    """The same error with a key's path in front."""
+    if not where or where in error.what:
+        return error
+    return UserError(f"{where}: {error.what}", expected=error.expected, todo=error.todo)

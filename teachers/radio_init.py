@@ -62,6 +62,22 @@ def missing(source: str) -> str | None:
     return None
 
 
+def check(source: str, ours: RadioSpec) -> None:
+    """Raise the `UserError` that `initialise` is sure to raise for a student of this form; no weights are read.
+
+    What is not there cannot be checked: see `missing`.
+    """
+    if source.startswith(TIMM):
+        theirs = _from_timm(source, meta=True)[0]
+    elif missing(source):
+        return
+    else:
+        from teachers.radio_files import read_spec
+
+        theirs = read_spec(source)[0]
+    _check_same_trunk(source, theirs, ours)
+
+
 # Sources ----------------------------------------------------------------------------------------------------------
 
 
@@ -77,11 +93,11 @@ def _from_student(path: str) -> tuple[RadioSpec, dict[str, Tensor]]:
     return spec, weights
 
 
-def _from_timm(source: str) -> tuple[RadioSpec, dict[str, Tensor]]:
+def _from_timm(source: str, meta: bool = False) -> tuple[RadioSpec, dict[str, Tensor]]:
     from teachers.timm_encoder import build
 
     name, _, weights = source.removeprefix(TIMM).partition(":")
-    network = build(name=source, model=name, weights=weights or None).network
+    network = build(name=source, model=name, weights=weights or None, meta=meta).network
     try:
         args, state = _as_hub(network)
         spec = spec_from_checkpoint(args, state)
