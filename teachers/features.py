@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from teachers.errors import UserError
 
@@ -103,16 +104,21 @@ class Whiten(nn.Module):
         return (images - self.mean) / self.std
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether there are numbers in the tensor: there are none on the meta device and in torch's FakeTensors."""
+    return tensor.device.type != "meta" and not isinstance(tensor, FakeTensor)
+
+
 def identity_of(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], *notes: object) -> str:
     """A 16-digit hash of named tensors (whatever their device) and of everything else that changes the output.
 
-    Tensors on the meta device have no values and count by name, shape and dtype alone.
+    Tensors without values (`has_values`) count by name, shape and dtype alone.
     """
     digest = hashlib.sha256()
     items = tensors.items() if isinstance(tensors, Mapping) else tensors
     for name, tensor in sorted(items, key=lambda item: item[0]):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        if tensor.device.type != "meta":
+        if has_values(tensor):
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     for note in notes:
         digest.update(repr(note).encode())

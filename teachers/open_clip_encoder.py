@@ -11,7 +11,6 @@ texts are read by `teachers.words.WordTokenizer` rather than by open_clip's toke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -22,8 +21,8 @@ from teachers import weight_files
 from teachers.errors import UserError
 from teachers.features import Dims, Size, Whiten
 from teachers.frozen import FrozenEncoder, as_dtype, as_size, on_meta
+from teachers.open_clip_model import image_tower, text_tower
 from teachers.open_clip_source import Source, resolve, tokenizer, weights_file
-from teachers.seeding import seeded
 
 TEXTS_AT_ONCE = 256
 
@@ -38,7 +37,7 @@ class OpenClipEncoder(FrozenEncoder):
         super().__init__()
         self.source = source
         self.dtype = as_dtype(dtype)
-        self.network = _whole_model(source).visual
+        self.network = image_tower(source)
         spatial, patch, size = _geometry(self.network)
         size = as_size(image_size) if image_size is not None else (size[0] // patch * patch, size[1] // patch * patch)
         if size[0] % patch or size[1] % patch:
@@ -82,8 +81,7 @@ class OpenClipEncoder(FrozenEncoder):
         if here.type == "meta":
             raise UserError(f"{self.name} was built without weights: it cannot embed texts")
         if self.text is None:
-            self.text = _whole_model(self.source).to(self.dtype).eval().requires_grad_(False)
-            self.text.visual = nn.Identity()  # it stands in self.network already
+            self.text = text_tower(self.source).to(self.dtype).eval().requires_grad_(False)
         self.text.to(here)
         return torch.cat([self.text.encode_text(chunk).float() for chunk in tokens.to(here).split(TEXTS_AT_ONCE)])
 
@@ -137,31 +135,6 @@ def locate(
 
 
 # The network ------------------------------------------------------------------------------------------------------
-
-
-def _whole_model(source: Source) -> nn.Module:
-    """The open_clip model of `source`, both towers, on the CPU in fp32 (on meta inside `torch.device("meta")`)."""
-    import open_clip
-
-    cfg = deepcopy(source.model_cfg)
-    cfg["vision_cfg"]["timm_model_pretrained"] = False
-    custom = cfg.pop("custom_text", False) or "hf_model_name" in cfg["text_cfg"]
-    if cfg["vision_cfg"].get("timm_model_name", "").startswith("vit_tabletop"):
-        import teachers.tabletop_trunk  # noqa: F401  (timm knows the trunk only once it is registered)
-    kind = open_clip.CoCa if "multimodal_cfg" in cfg else open_clip.CustomTextCLIP if custom else open_clip.CLIP
-    try:
-        with seeded("open_clip", source.seed):
-            model = kind(**cfg)
-    except (RuntimeError, TypeError, KeyError, AssertionError) as error:
-        raise UserError(f"{source.title} describes no model that open_clip can build: {error}") from error
-    if source.weights is not None:
-        try:
-            open_clip.load_checkpoint(model, str(source.weights))
-        except Exception:  # open_clip raises whatever the mismatch happens to hit first
-            tensors = weight_files.read_tensors(source.weights, of=source.title)
-            weight_files.check_same_layout(tensors, model.state_dict(), path=source.weights, architecture=source.title)
-            raise
-    return model
 
 
 def _geometry(tower: nn.Module) -> tuple[int, int, Size]:

@@ -22,7 +22,7 @@ from teachers import weight_files
 from teachers.errors import UserError
 from teachers.features import Dims, Size, Whiten
 from teachers.frozen import FrozenEncoder, as_dtype, as_size, on_meta
-from teachers.seeding import seeded
+from teachers.random_weights import fast_initialization
 
 FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
 
@@ -128,7 +128,7 @@ def build(
     args = dict(model_args or {})
     if match == "name":
         args["num_classes"] = 0
-    with on_meta(meta), seeded("timm", seed):
+    with on_meta(meta), fast_initialization("timm", seed):
         network = _network(name, model, args)
     if file is not None and match == "name":
         load_by_name(network, file, architecture=f"timm {model}")

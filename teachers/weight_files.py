@@ -9,14 +9,18 @@ Written in recipes and in the catalogue as a path, or as one of
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from teachers.errors import UserError
+from teachers.features import has_values
 
 SHIPPED = Path(__file__).parent / "weights"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -79,18 +83,34 @@ def _in_wheel(package: str, of: str) -> Path:
     return found[0]
 
 
+# Reading and writing ----------------------------------------------------------------------------------------------
+
+# Largest alignment first: the order in which safetensors lays tensors out.
+DTYPES = {
+    "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "C64": torch.complex64,
+    "F32": torch.float32, "U32": torch.uint32, "I32": torch.int32, "BF16": torch.bfloat16, "F16": torch.float16,
+    "U16": torch.uint16, "I16": torch.int16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
 def read_tensors(path: Path, *, of: str) -> dict[str, Tensor]:
-    """The tensors of a weights file by name; `.pt`-like files are read with `weights_only`, so run no code."""
+    """The tensors of a weights file of the encoder `of`, by name, on the CPU.
+
+    Where new tensors have no values (inside `torch.device("meta")` and FakeTensorMode), these have none either: their
+    names, shapes and dtypes are read, not a byte of their data. `.pt`-like files are read with `weights_only`, so run
+    no code. Files are mapped into memory: what is not used of them is not read.
+    """
     import pickle
 
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_pickled
     try:
-        loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        loaded = read(path, has_values(torch.empty(0)))
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError) as error:
         raise UserError(
-            f"the weights of {of} cannot be read: {path} ({str(error).splitlines()[0]})",
+            f"the weights of {of} cannot be read: {path} ({(str(error).splitlines() or [type(error).__name__])[0]})",
             expected="a complete .safetensors file, or one of torch.save that holds tensors only",
             todo="fetch or copy the file again",
         ) from error
@@ -102,6 +122,66 @@ def read_tensors(path: Path, *, of: str) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"the weights of {of} hold no tensors: {path}", expected="a state dict")
     return tensors
+
+
+def _read_safetensors(path: Path, values: bool) -> dict[str, Tensor]:
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    if values:
+        return load_file(path)
+    with safe_open(path, "numpy") as file:  # "pt" would map the data
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        return {name: torch.empty(one.get_shape(), dtype=DTYPES[one.get_dtype()]) for name, one in slices.items()}
+
+
+def _read_pickled(path: Path, values: bool) -> object:
+    mmap = zipfile.is_zipfile(path)  # torch cannot map the files of its early versions
+    if values:
+        return torch.load(path, "cpu", weights_only=True, mmap=mmap)
+    loaded = torch.load(path, "meta", weights_only=True, mmap=mmap)
+    return tree_map_only(Tensor, lambda one: torch.empty(one.shape, dtype=one.dtype), loaded)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a .safetensors file, whole or not at all, which others may read as the umask allows.
+
+    Tensors without values (on meta, or FakeTensors) make a hollow file: header and length are those of the real one,
+    but there is nothing on the disk.
+    """
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask has it; safetensors would make it private
+        if all(map(has_values, tensors.values())):
+            plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(plain, temporary, dict(metadata) if metadata else None)
+        else:
+            _save_hollow(tensors, temporary, metadata)
+        temporary.chmod(mode)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _save_hollow(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None) -> None:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    order = {dtype: place for place, dtype in enumerate(names)}
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (order[item[1].dtype], item[0])):
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+# Comparing --------------------------------------------------------------------------------------------------------
 
 
 def check_same_layout(got: dict[str, Tensor], wanted: dict[str, Tensor], *, path: Path, architecture: str) -> None:
