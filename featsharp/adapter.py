@@ -23,6 +23,7 @@ from teachers.errors import UserError
 from teachers.features import Encoder, has_values
 from teachers.phi_s import PhiS
 from teachers.spectral import folded_state, reparametrise
+from teachers.weight_files import read_tensors, save_tensors
 
 KIND, VERSION = "featsharp-adapter", 1
 WEIGHTS, CONFIG = "adapter.safetensors", "config.json"
@@ -75,8 +76,6 @@ def save(
         fidelity: held-out figures, see `featsharp.fidelity`.
         downsampler: what was trained along with it; without it the sharpener can be used but no longer judged.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     about = {
@@ -90,8 +89,7 @@ def save(
     for name, module in {WEIGHTS: adapter, DOWNSAMPLER: downsampler}.items():
         if module is not None:
             temporary[name] = folder / f".{name}.{os.getpid()}"
-            state = folded_state(module)
-            save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, temporary[name])
+            save_tensors(folded_state(module), temporary[name])
     temporary[CONFIG].write_text(json.dumps(about, indent=2) + "\n")
     if downsampler is None:
         (folder / DOWNSAMPLER).unlink(missing_ok=True)  # an earlier adapter's
@@ -144,12 +142,9 @@ def read_settings(folder: Path) -> SharpenerConfig:
 
 def load_weights(module: nn.Module, file: Path) -> None:
     """Fill `module` from a file that `save` wrote; `UserError` where it is damaged or gone."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        module.load_state_dict(load_file(file))
-    except (SafetensorError, OSError, RuntimeError) as error:
+        module.load_state_dict(read_tensors(file, of="the sharpener"))
+    except (UserError, RuntimeError) as error:
         raise UserError(f"{file} cannot be loaded: {error}", todo="write it again from its run") from error
 
 

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from featsharp.patches import add_seen, mirrored, seen, split
 from teachers.errors import UserError
+from teachers.features import has_values
 
 TILE = 8  # output cells along the side of a tile, about
 CHUNK = {"cpu": 2**20, "cuda": 2**25}  # bytes worked on at a time: about a core's cache; enough to fill a GPU
@@ -108,10 +109,15 @@ class _ShiftAdd(torch.autograd.Function):
         return of_source, of_kernel.to(kernel.dtype), None
 
 
+def chunk_of(x: Tensor) -> int:
+    """Bytes that are worked on at once on a tensor's device; without values as on a GPU, where a plan is for."""
+    return CHUNK.get(x.device.type, CHUNK["cuda"]) if has_values(x) else CHUNK["cuda"]
+
+
 def _channels(like: Tensor, weights: Tensor) -> list[slice]:
     """Parts of the channels, so many at a time that a part of a map stays in the cache."""
     b, c, h, w = like.shape
-    step = max(1, CHUNK.get(like.device.type, CHUNK["cuda"]) // (b * h * w * weights.element_size()))
+    step = max(1, chunk_of(like) // (b * h * w * weights.element_size()))
     return [slice(first, first + step) for first in range(0, c, step)]
 
 
@@ -168,12 +174,17 @@ def tile_weights(kernel: Tensor, size: tuple[int, int], factor: int) -> tuple[Te
     return weights.flatten(5).flatten(3, 4), tiling
 
 
-@lru_cache(maxsize=64)
 def axis_weights(n: int, factor: int, radius: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Along an axis of n source cells: output cell × tap → its weights on the cells that its tile sees, (ny·t)×D×K.
 
     Bilinear, align_corners=False; zero for the output cells by which the last tile is too long.
     """
+    make = _axis_weights if has_values(torch.empty(0)) else _axis_weights.__wrapped__  # what has none is not kept
+    return make(n, factor, radius, device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _axis_weights(n: int, factor: int, radius: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     tiling = Tiling.of(factor, radius)
     tiles = -(-n * factor // tiling.side)
     with torch.inference_mode(False), torch.no_grad():  # kept, so it must be usable in training too
@@ -244,7 +255,7 @@ def channels_last(x: Tensor) -> Tensor:
 def _strips(weights: Tensor, source: Tensor) -> list[tuple[int, slice]]:
     """Image by image, so many rows of tiles that what they see is about a chunk."""
     b, ny, nx, _, sources = weights.shape
-    chunk = CHUNK.get(source.device.type, CHUNK["cuda"])
+    chunk = chunk_of(source)
     step = max(1, chunk // (nx * sources * source.shape[1] * source.element_size()))
     return [(i, slice(first, min(first + step, ny))) for i in range(b) for first in range(0, ny, step)]
 

@@ -8,49 +8,18 @@ Only inference is cut up: while training, autograd keeps what every piece made.
 from __future__ import annotations
 
 from collections.abc import Callable
-from weakref import WeakKeyDictionary, finalize
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from featsharp.config import SharpenerConfig
 from teachers.features import Encoder, Size
+from teachers.live_tensors import LiveTensors
 
 BLOCK = 16  # channels
 
 _SEEN: WeakKeyDictionary[Encoder, dict[Size, tuple[int, int] | None]] = WeakKeyDictionary()
-
-
-class _Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside it on one device: `now`, and the `most` at any time."""
-
-    def __init__(self, device: torch.device):
-        super().__init__()
-        self.device = device
-        self.now = self.most = 0
-        self.living: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor) and x.device == self.device and _storage(x) not in given | self.living:
-                storage = x.untyped_storage()
-                self.living.add(_storage(x))
-                self.now += storage.nbytes()
-                self.most = max(self.most, self.now)
-                finalize(storage, self._free, _storage(x), storage.nbytes())
-        return out
-
-    def _free(self, key: int, nbytes: int) -> None:
-        self.living.discard(key)
-        self.now -= nbytes
-
-
-def _storage(x: Tensor) -> int:
-    return x.untyped_storage()._cdata
 
 
 @torch.no_grad()
@@ -59,9 +28,9 @@ def peak_bytes(call: Callable[..., object], *inputs: Tensor) -> int:
 
     On the meta device an upper bound: fused attention kernels, which keep no scores, do not run there.
     """
-    with _Live(inputs[0].device) as live:
+    with LiveTensors(inputs[0].device) as live:
         call(*inputs)
-    return live.most
+    return live.peak
 
 
 def on_meta(module: nn.Module) -> Callable[..., object]:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from featsharp.patches import Seen, add_seen, join, seen, split
 from featsharp.tile_attention import TILE, tile_by_tile
+from teachers.features import has_values
 
 CHUNK = 2**29  # bytes of keys and values cut out of the map at a time
 Form = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
@@ -48,7 +49,10 @@ def window_attention(
     `q`, `k`, `v` and the result are B×h×w×heads×e; `bias` is `score_bias` of the heads. On the meta device, which has
     no form of its own, a plan says by `planned` what another device would compute with.
     """
-    form = planned if q.is_meta and planned else form_for(q.device)
+    if q.is_meta:
+        form = planned or form_for(q.device)
+    else:  # of what has no values (a rehearsal) as on a GPU: tile by tile takes minutes there, and gives nothing
+        form = form_for(q.device) if has_values(q) else many_tiles
     return form(q, k, v, bias, radius)
 
 

@@ -6,6 +6,7 @@ has: the document's path, the whole key path, a suggestion, and all mistakes in 
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib.resources
 import re
@@ -21,6 +22,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from teachers.errors import UserError
+
+
+class Mistakes(ValueError):
+    """Several mistakes that a validator of a whole section found: (key path below the section, sentence) each."""
+
+    def __init__(self, rows: Sequence[tuple[str, str]]):
+        self.rows = list(rows)
+        super().__init__("; ".join(f"{path}: {text}" for path, text in self.rows))
 
 
 class Section(pydantic.BaseModel):
@@ -90,12 +99,53 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return plain
 
 
+class Invalid(UserError):
+    """A document that does not obey its schema.
+
+    `rows` has every mistake by key path; `repaired` the model of what the document says otherwise, where one could be
+    made (misspelt keys by their right names, unknown ones left out), so that further checks can look at it too.
+    """
+
+    def __init__(self, source: str, rows: dict[str, str], repaired: pydantic.BaseModel | None, hint: str | None):
+        self.source, self.rows, self.repaired, self.hint = source, rows, repaired, hint
+        width = max(map(len, rows))
+        count = f"{len(rows)} mistake" + ("s" if len(rows) > 1 else "")
+        lines = [f"  {path.ljust(width)}   {text}" for path, text in rows.items()]
+        super().__init__("\n".join([f"{source}: {count}", *lines, "Nothing was started."]), todo=hint)
+
+
 def validate(data: dict[str, Any], model: type[T], *, source: str, hint: str | None = None) -> T:
-    """`data` as a `model`; a UserError lists every mistake with its key path and, where one is near, a suggestion."""
-    try:
-        return model.model_validate(data)
-    except pydantic.ValidationError as error:
-        raise UserError(_explain(error, model, source), todo=hint) from None
+    """`data` as a `model`; `Invalid` lists every mistake with its key path and, where one is near, a suggestion."""
+    rows: dict[str, str] = {}
+    data = copy.deepcopy(data)
+    while True:
+        try:
+            made = model.model_validate(data)
+        except pydantic.ValidationError as error:
+            found = _explain(error, model)
+            rows = found | rows
+            if not _repair(data, error, model):
+                raise Invalid(source, rows, None, hint) from None
+        else:
+            if rows:
+                raise Invalid(source, rows, made, hint)
+            return made
+
+
+def _repair(data: dict[str, Any], error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -> bool:
+    """Give misspelt keys their right names and drop unknown ones; False where that was not all that is wrong."""
+    for mistake in error.errors():
+        if mistake["type"] != "extra_forbidden":
+            return False
+    for mistake in error.errors():
+        location = [part for part in mistake["loc"] if not _is_union_branch(part)]
+        place: Any = data
+        for part in location[:-1]:
+            place = place[part]
+        value, right = place.pop(location[-1], None), _nearest(model, location)
+        if right is not None:
+            place.setdefault(right, value)
+    return True
 
 
 def load(path: str | Path, model: type[T], overrides: Sequence[str] = (), hint: str | None = None) -> T:
@@ -126,18 +176,21 @@ def type_name(kind: str) -> str:
     return kind.split("[Annotated")[0].split(" [")[0].replace("Literal[", "").replace("']", "'").replace("Union[", "")
 
 
-def _explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel], source: str) -> str:
+def _explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -> dict[str, str]:
+    """Every mistake by its key path."""
     # A union reports one error a branch: each key path is said once, and a branch that got further down says more.
     rows: dict[str, str] = {}
     for mistake in error.errors():
+        found = mistake.get("ctx", {}).get("error")
+        if isinstance(found, Mistakes):
+            prefix = "".join(f"{part}." for part in mistake["loc"])
+            for path, text in found.rows:
+                rows[f"{prefix}{path}"] = f"{rows[path]}; {text}" if path in rows else text
+            continue
         location = [part for part in mistake["loc"] if not _is_union_branch(part)]
         path = ".".join(map(str, location)) or "(the document)"
         rows.setdefault(path, _sentence(mistake, location, model))
-    rows = {path: text for path, text in rows.items() if not any(other.startswith(f"{path}.") for other in rows)}
-    width = max(map(len, rows))
-    count = f"{len(rows)} mistake" + ("s" if len(rows) > 1 else "")
-    lines = [f"  {path.ljust(width)}   {text}" for path, text in rows.items()]
-    return "\n".join([f"{source}: {count}", *lines, "Nothing was started."])
+    return {path: text for path, text in rows.items() if not any(other.startswith(f"{path}.") for other in rows)}
 
 
 def _is_union_branch(part: object) -> bool:
@@ -150,8 +203,8 @@ def _sentence(mistake: dict[str, Any], location: list[Any], model: type[pydantic
     wanted |= {"dict": "a mapping", "list": "a list", "model": "a mapping", "tuple": "a list"}
     kind = mistake["type"]
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _names_at(model, location[:-1]), n=1, cutoff=0.5)
-        return "unknown key" + (f"; did you mean '{near[0]}'?" if near else "")
+        near = _nearest(model, location)
+        return "unknown key" + (f"; did you mean '{near}'?" if near else "")
     if kind == "missing":
         return "is missing"
     if kind == "value_error":
@@ -160,6 +213,12 @@ def _sentence(mistake: dict[str, Any], location: list[Any], model: type[pydantic
         if kind.startswith(name):
             return f"expected {text}, got {given!r}"
     return mistake["msg"][0].lower() + mistake["msg"][1:] + f", got {given!r}"
+
+
+def _nearest(model: type[pydantic.BaseModel], location: Sequence[Any]) -> str | None:
+    """The key that a misspelt one was probably meant to be."""
+    near = difflib.get_close_matches(str(location[-1]), _names_at(model, location[:-1]), n=1, cutoff=0.5)
+    return near[0] if near else None
 
 
 def _names_at(model: type[pydantic.BaseModel] | None, location: Sequence[Any]) -> list[str]:

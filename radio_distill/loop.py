@@ -41,7 +41,7 @@ PICTURED = 4  # images a PCA picture
 class Training:
     """One run on one rank: the state that the loop carries, and its few verbs."""
 
-    def __init__(self, recipe: Recipe, objective: Objective, world: World):
+    def __init__(self, recipe: Recipe, objective: Objective, world: World, loud: bool = True):
         self.recipe, self.objective, self.world, self.run = recipe, objective, world, recipe.folder
         self.started_from = checkpoint.latest(self.run)
         self.step = self.samples = 0  # samples: of all ranks
@@ -56,7 +56,7 @@ class Training:
             objective.load_state(tensors)
             self.step, self.samples = facts["step"], facts["samples"]
             self._left = facts["positions"]
-        self.console = Console(world.first, recipe.steps, self.step)
+        self.console = Console(loud and world.first, recipe.steps, self.step)
         self.console.say(self._first_line(precision, why))
 
     def _first_line(self, precision: str, why: str) -> str:

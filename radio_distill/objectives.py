@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 from radio_distill.engine import World, autocast, choose_precision
 from radio_distill.recipe import Recipe
 from radio_distill.targets import Teacher, load_teacher
-from teachers.features import Size
+from teachers.features import Encoder, Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from featsharp.task import SharpenObjective
     from radio_distill.views import Batch
 
 
@@ -65,30 +67,44 @@ class Objective(Protocol):
 
 def build_objective(recipe: Recipe, world: World, load: Callable[..., Teacher] = load_teacher) -> Objective:
     """Teachers are loaded here, by `load`: a missing weights file is reported before anything is trained."""
-    # Small frozen teachers gain nothing from bf16 on a CPU and lose digits of the target.
-    wanted = recipe.teacher_precision
-    if wanted == "auto" and world.device.type == "cpu":
-        wanted = "fp32"
-    precision = autocast(choose_precision(wanted, world.device)[0], world.device)
+    precision = autocast(teachers_precision(recipe, world.device), world.device)
     say = print if world.first else _silent
     if recipe.task == "distill":
         from radio_distill.distill import DistillObjective
 
         return DistillObjective(recipe, world.device, precision, say, load)
+    [(name, teacher)] = recipe.teachers.items()
+    return build_sharpen_objective(recipe, load(name, teacher, world.device).base, world.device, precision, say)
+
+
+def build_sharpen_objective(
+    recipe: Recipe,
+    encoder: Encoder,
+    device: torch.device,
+    precision: Callable[[], AbstractContextManager],
+    say: Callable[[str], None] = print,
+) -> SharpenObjective:
+    """The objective of a `task: sharpen` around its teacher."""
     from featsharp.task import SharpenObjective
 
-    [(name, teacher)] = recipe.teachers.items()
+    [teacher] = recipe.teachers.values()
     return SharpenObjective(
-        load(name, teacher, world.device).base,
+        encoder,
         recipe.sharpener,
         seed=recipe.seed,
         statistics_batches=recipe.statistics.batches,
         cache=recipe.statistics.cache,
-        device=world.device,
+        device=device,
         precision=precision,
         say=say,
         built_from=teacher.model_dump(include={"encoder", "weights", "options"}),
     )
+
+
+def teachers_precision(recipe: Recipe, device: torch.device) -> str:
+    """`fp32` or `bf16`. Small frozen teachers gain nothing from bf16 on a CPU and lose digits of the target."""
+    wanted = recipe.teacher_precision
+    return "fp32" if wanted == "auto" and device.type == "cpu" else choose_precision(wanted, device)[0]
 
 
 def _silent(text: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -151,6 +151,7 @@ class Recipe(Section):
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="passed to DeepSpeed; see its configuration")
     # For the launcher and for the plan; neither changes what is trained.
     dry_run: bool = Field(False, description="print the plan and stop")
+    rehearse: bool = Field(False, description="run a step of every stage at true size without weights, data or memory")
     restart: bool = Field(False, description="move an existing run folder aside and start again")
 
     @field_validator("teachers", "streams")
@@ -163,21 +164,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        wanted = {"distill": "student", "sharpen": "sharpener"}[self.task]
-        other = "sharpener" if wanted == "student" else "student"
-        if self.model_fields_set >= {other} and dict(self)[other] is not None:
-            raise ValueError(f"task: {self.task} takes no '{other}' section")
-        if dict(self)[wanted] is None:
-            raise ValueError(f"task: {self.task} needs a '{wanted}' section")
-        if self.task == "sharpen":
-            _check_sharpening(self)
-        if isinstance(self.loss.reduce, dict) and set(self.loss.reduce) != set(self.streams):
-            raise ValueError(f"loss.reduce must weigh exactly the streams {', '.join(self.streams)}")
-        _check_names(self)
-        if self.loss.mesa.weight and self.optim.ema is None:
-            raise ValueError("loss.mesa compares with averaged weights: set optim.ema, such as 0.9996")
-        if self.student:
-            _check_student_sizes(self.student, self.streams)
+        rows = list(_inconsistencies(self))
+        if rows:
+            raise documents.Mistakes(rows)
         return self
 
     @property
@@ -218,10 +207,28 @@ class Recipe(Section):
         return Path(self.run).expanduser()
 
 
-def _check_sharpening(recipe: Recipe) -> None:
+def _inconsistencies(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """What sections say against each other: (key path, sentence)."""
+    wanted, other = {"distill": ("student", "sharpener"), "sharpen": ("sharpener", "student")}[recipe.task]
+    if dict(recipe)[other] is not None:
+        yield other, f"task: {recipe.task} takes no '{other}' section"
+    if dict(recipe)[wanted] is None:
+        yield wanted, f"task: {recipe.task} needs a '{wanted}' section"
+    if recipe.task == "sharpen":
+        yield from _sharpening(recipe)
+    if isinstance(recipe.loss.reduce, dict) and set(recipe.loss.reduce) != set(recipe.streams):
+        yield "loss.reduce", f"must weigh exactly the streams {', '.join(recipe.streams)}"
+    yield from _names(recipe)
+    if recipe.loss.mesa.weight and recipe.optim.ema is None:
+        yield "loss.mesa", "compares with averaged weights: set optim.ema, such as 0.9996"
+    if recipe.student:
+        yield from _student_sizes(recipe.student, recipe.streams)
+
+
+def _sharpening(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """One teacher, one stream, and nothing that only a student knows."""
     if len(recipe.teachers) != 1 or len(recipe.streams) != 1:
-        raise ValueError("task: sharpen takes exactly one teacher and one stream")
+        yield "task", "sharpen takes exactly one teacher and one stream"
     given = {
         "loss": recipe.loss != LossConfig(),
         "cache.folder": recipe.cache.folder is not None,
@@ -229,45 +236,46 @@ def _check_sharpening(recipe: Recipe) -> None:
         "stages.freeze_trunk": any(stage.freeze_trunk for stage in recipe.stages),
         "streams.letterbox": any(stream.letterbox for stream in recipe.streams.values()),
     }
-    idle = [key for key, is_given in given.items() if is_given]
-    if idle:
-        raise ValueError(f"{idle[0]} is for task: distill; a sharpener would not heed it")
+    for key, is_given in given.items():
+        if is_given:
+            yield key, "is for task: distill; a sharpener would not heed it"
 
 
-def _check_names(recipe: Recipe) -> None:
+def _names(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Streams of stages and teachers of streams must be there, and every one of them used."""
     for number, stage in enumerate(recipe.stages):
         for name in stage.streams or ():
             if name not in recipe.streams:
-                raise ValueError(f"stages.{number}.streams: no stream {name!r} among {', '.join(recipe.streams)}")
+                yield f"stages.{number}.streams", f"no stream {name!r} among {', '.join(recipe.streams)}"
     for stream, config in recipe.streams.items():
         for name in config.teachers or ():
             if name not in recipe.teachers:
-                raise ValueError(f"streams.{stream}.teachers: no teacher {name!r} among {', '.join(recipe.teachers)}")
+                yield f"streams.{stream}.teachers", f"no teacher {name!r} among {', '.join(recipe.teachers)}"
         if all(stage.streams is not None and stream not in stage.streams for stage in recipe.stages):
-            raise ValueError(f"streams.{stream} is in no stage")
+            yield f"streams.{stream}", "is in no stage"
     used = {name for stream in recipe.streams for name in recipe.teachers_of(stream)}
-    idle = [name for name in recipe.teachers if name not in used]
-    if idle:
-        raise ValueError(f"teachers.{idle[0]} is in no stream")
+    for name in recipe.teachers:
+        if name not in used:
+            yield f"teachers.{name}", "is in no stream"
 
 
-def _check_student_sizes(student: StudentConfig, streams: dict[str, StreamConfig]) -> None:
+def _student_sizes(student: StudentConfig, streams: dict[str, StreamConfig]) -> Iterator[tuple[str, str]]:
     for name, stream in streams.items():
-        for size in stream.size:
-            if size[0] % student.patch or size[1] % student.patch or max(size) > student.cpe_max:
-                raise ValueError(
-                    f"streams.{name}.size {list(size)} does not suit the student: "
-                    f"use multiples of patch {student.patch}, at most cpe_max {student.cpe_max}"
-                )
+        bad = [size for size in stream.size if any(n % student.patch for n in size) or max(size) > student.cpe_max]
+        if bad:
+            sizes = ", ".join(str(list(size)) for size in bad)
+            yield f"streams.{name}.size", (
+                f"{sizes} does not suit the student: use multiples of student.patch {student.patch}, "
+                f"at most student.cpe_max {student.cpe_max}"
+            )
     grids = [(h // student.patch, w // student.patch) for stream in streams.values() for h, w in stream.size]
     for window in filter(None, student.windows):
         if not any(h % window == w % window == 0 for h, w in grids):
-            raise ValueError(f"student.windows: {window} divides no stream's grid")
+            yield "student.windows", f"{window} divides no stream's grid"
 
 
 # Keys that may differ between the start of a run and its continuation: they change what is written, not what is learnt.
-FREE_KEYS = ("dry_run", "restart", "output", "threads", "run")
+FREE_KEYS = ("dry_run", "rehearse", "restart", "output", "threads", "run")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

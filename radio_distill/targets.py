@@ -101,11 +101,11 @@ class Teacher:
         return Features(seen.summary, self.phi_s(seen.spatial))
 
 
-def load_teacher(name: str, config: TeacherConfig, device: torch.device | str, meta: bool = False) -> Teacher:
+def load_teacher(name: str, config: TeacherConfig, device: torch.device | str) -> Teacher:
     """The teacher of a recipe's entry; raises `UserError` where weights or a sharpener are missing."""
     from teachers.catalogue import build
 
-    base = build(config.encoder, weights=config.weights, meta=meta, device=device, **config.options)
+    base = build(config.encoder, weights=config.weights, device=device, **config.options)
     base.name = name
     sharp = None
     if config.sharpen != "none":

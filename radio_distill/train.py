@@ -23,6 +23,7 @@ examples:
   torchrun --nproc-per-node 2 radio_distill/train.py RECIPE           the same, started by torch
   python radio_distill/train.py RECIPE teachers.clip.sharpen=bilinear one process; any key of the recipe, changed
   python radio_distill/train.py RECIPE dry_run=true                   the plan: cost, memory, hours, what is missing
+  python radio_distill/train.py RECIPE rehearse=true                  a step of every stage at true size, without memory
 
 The same command resumes a run that was stopped or killed. Keys (NAME is yours to choose, N counts from 0):
 """
@@ -105,27 +106,48 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _checked_recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe; what its schema finds and what its networks would find is said in one answer."""
+    from radio_distill.documents import Invalid
+    from radio_distill.recipe import load_recipe
+    from teachers.errors import UserError
+
+    try:
+        return load_recipe(options.recipe, options.overrides)
+    except Invalid as error:
+        if error.repaired is None:
+            raise
+        from radio_distill.dry_run.checks import find_mistakes
+
+        more = find_mistakes(error.repaired)[0]
+        if not more:
+            raise
+        raise UserError("\n".join([str(error), "and, with the keys that are meant:", *map(str, more)])) from None
+
+
 def start(options: argparse.Namespace) -> int:
     """Check everything, then train."""
     from radio_distill import documents
-    from radio_distill.engine import check_deepspeed
-    from radio_distill.recipe import load_recipe
 
-    recipe = load_recipe(options.recipe, options.overrides)
-    check_deepspeed(recipe)
+    recipe = _checked_recipe(options)
+    source = str(documents.find_document(options.recipe))
     if recipe.dry_run:
         from radio_distill.dry_run.plan import print_plan
 
-        return print_plan(recipe, str(documents.find_document(options.recipe)))
+        return print_plan(recipe, source)
+    if recipe.rehearse:
+        from radio_distill.dry_run.rehearsal import print_rehearsal
+
+        return print_rehearsal(recipe, source)
     from radio_distill import run_folder
-    from radio_distill.dry_run.plan import check_inputs
+    from radio_distill.dry_run.checks import check_inputs
     from radio_distill.stopping import Stopper
 
     if run_folder.finished(recipe):
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"run {recipe.run} is finished: {recipe.folder / run_folder.EXPORT}   (restart=true begins it anew)")
         return 0
-    check_inputs(recipe)
+    check_inputs(recipe, source)
     stopper = Stopper()
 
     from radio_distill.engine import join_world, leave_world

@@ -52,7 +52,8 @@ class StatisticsConfig(Section):
     steps: Positive = Field(3000, description="running: steps of the stage that are learnt from")
     refresh: Positive = Field(100, description="running: steps between two normalisers")
     cache: str | None = Field(
-        "~/.cache/radio-distill/statistics", description="folder, keyed by encoder identity; none = measured at each start"
+        "~/.cache/radio-distill/statistics",
+        description="folder, keyed by encoder identity; none = measured at every start",
     )
 
 

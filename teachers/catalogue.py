@@ -82,6 +82,13 @@ def entry_of(name: str) -> Entry:
     return CATALOGUE[name]
 
 
+def network_of(name: str, options: Mapping[str, object]) -> tuple[str, dict[str, object]]:
+    """The family and the options that decide which network a name builds; two names of one network give the same."""
+    entry = entry_of(name)
+    all_options = {**entry.options, **options}
+    return entry.family, {key: value for key, value in all_options.items() if key not in ("dtype", "seed")}
+
+
 def entry_options(name: str) -> dict[str, inspect.Parameter]:
     """The options that `build(name, ...)` takes besides weights, meta and device."""
     parameters = inspect.signature(_family(entry_of(name)).build).parameters

@@ -135,12 +135,7 @@ def _at_least_fp32(x: Tensor) -> Tensor:
 def fit(moments: Moments) -> PhiS:
     """The normaliser of the features that `moments` has seen, on their device; needs more of them than channels."""
     channels = len(moments.mean)
-    if moments.n <= channels:
-        raise UserError(
-            f"PHI-S needs more feature vectors than channels: {moments.n} were seen for {channels} channels",
-            expected=f"at least {channels + 1} grid cells, better {10 * channels}",
-            todo="let the statistics see more batches",
-        )
+    check_count(moments.n, channels)
     covariance = moments.covariance.cpu()  # LAPACK on the CPU: the same bits wherever the features were computed
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
     eigenvalues = eigenvalues.clamp(min=0)
@@ -155,6 +150,17 @@ def fit(moments: Moments) -> PhiS:
     phi_s.rotation.copy_(balance @ eigenvectors.T)
     phi_s.alpha.fill_(eigenvalues.mean().rsqrt().item())
     return phi_s.to(moments.mean.device)
+
+
+def check_count(seen: int, channels: int, teacher: str = "") -> None:
+    """Raise `UserError` where so many feature vectors are too few for a covariance of so many channels."""
+    if seen <= channels:
+        of = f" of {teacher}" if teacher else ""
+        raise UserError(
+            f"PHI-S needs more feature vectors than channels: {seen} were seen for {channels} channels{of}",
+            expected=f"at least {channels + 1} grid cells, better {10 * channels}",
+            todo="let the statistics see more batches: raise statistics.batches",
+        )
 
 
 def _signs(eigenvectors: Tensor) -> Tensor:

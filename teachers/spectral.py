@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from teachers.features import has_values
 from teachers.seeding import torch_rng
 
 FLOOR = 0.05  # of the learned value, so that no layer dies
@@ -93,7 +94,7 @@ def _leading(blocks: Tensor) -> tuple[Tensor, Tensor]:
     Iterates a few vectors together: a random matrix has many singular values near the largest, and one would be slow.
     """
     n, rows, columns = blocks.shape
-    if blocks.is_meta:
+    if not has_values(blocks):
         return blocks.new_empty(n, rows), blocks.new_empty(n, columns)
     few = min(8, rows, columns)
     rng = torch_rng("spectral")  # of its own: the same on every rank, whenever it is asked

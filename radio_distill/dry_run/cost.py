@@ -1,139 +1,215 @@
-"""Networks and image sizes → what they cost: operations, parameters and bytes, counted without weights."""
+"""Networks and image sizes → what they cost: operations and bytes, counted part by part on tensors without memory.
+
+Teachers and sharpeners are run as they are. Of the student two shallow ones are run, and its own depth is drawn from
+them as a straight line: its blocks are alike. A rehearsal (`rehearse=true`) runs the whole step, and checks this.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from radio_distill.engine import zero_stage
+from featsharp.task import SharpenObjective
+from radio_distill.comparing import compare
+from radio_distill.dry_run.fake import Meter, Usage
 from radio_distill.mosaic import pictures_a_canvas
 from radio_distill.recipe import Recipe
+from radio_distill.sights import Sights
 from radio_distill.targets import Teacher
-from teachers.features import Encoder, Size
+from teachers.features import Features, Size
 from teachers.radio import RadioModel
+from teachers.radio_spec import RadioSpec
+from teachers.radio_windows import is_windowed
 
-BYTES_TRAINED = 16  # a parameter in fp32: weight, gradient, two moments
-BYTES_ACTIVATION = 34  # a token, channel and block in 16 bit (Korthikanti et al. 2022, arXiv 2205.05198, §4.1)
+TRAINED = "forward, backward"
+SHALLOW = (2, 3)  # blocks
+BYTES = 4  # of an fp32 number
+Precision = Callable[[], AbstractContextManager]
 
 
 @dataclass
 class Cost:
-    """A row of the plan: one network in one stream."""
+    """A row of the plan: one network in one stream, at one size of the student."""
 
     name: str
     stream: str
-    size: Size
+    student_size: Size
+    size: Size  # of the images that it is shown
     grid: Size
-    flops: float  # one image: forward, and for the student forward and backward
+    batch: int
+    flops: float  # a micro-batch: forward, and for what is trained forward and backward
+    peak: float  # bytes beyond its weights while it runs; of what is trained with the gradients that it makes
+    later: float  # the same where an earlier micro-batch has made the gradients
+    result: int  # bytes that stay for the loss
+    share: float  # of the stream's batches that have this size
     passes: str
 
 
-def student_costs(recipe: Recipe, student: RadioModel, stream: str, teachers: dict[str, Teacher]) -> Iterator[Cost]:
-    """The student in a stream, a row a size; one size is drawn a batch, so each counts by its share."""
-    config, heads = recipe.streams[stream], tuple(recipe.teachers_of(stream))
-    for size in config.size:
-        grid = (size[0] // recipe.student.patch, size[1] // recipe.student.patch)
-        share = 1 / len(config.size)
-        # the backward pass costs two forward ones
-        yield Cost("student", stream, size, grid, 3 * flops(student, size, heads) * share, "forward, backward")
-        if recipe.loss.mesa.weight:
-            yield Cost("its average", stream, size, grid, flops(student, size, ()) * share, "1 pass (MESA)")
-        for name in heads:
-            yield teacher_cost(teachers[name], stream, grid, config.sharpen, share)
+# Teachers ---------------------------------------------------------------------------------------------------------
 
 
-def teacher_cost(teacher: Teacher, stream: str, student_grid: Size, sharpen: bool, share: float) -> Cost:
-    """A teacher in a stream, beside a student of `student_grid`; its sharpener's own network is not counted."""
-    base, passes, factor = teacher.base, 1, 1
-    if sharpen and teacher.config.sharpen not in ("none", "bilinear"):
-        factor = sharpening_factor(teacher)
-        passes += factor**2 if factor > 1 else 0
-    size = teacher.size(tuple(side // factor for side in student_grid), sharpen=False)
-    grid = tuple(side * factor for side in base.grid(size))
-    text = "1 pass" if passes == 1 else f"{passes} passes + fusion"
-    whole = size
-    several = pictures_a_canvas(base, base.grid(size), teacher.config.fit == "mosaic")
-    if teacher.config.fit != "resize" and several:
-        whole, text = base.native_size, f"1 pass for {several}" if several > 1 else "1 pass, padded"
-    return Cost(teacher.name, stream, size, grid, passes * flops(base, whole) * share / max(several, 1), text)
+def teacher_cost(sights: Sights, name: str, stream: str, size: Size, meter: Meter) -> Cost:
+    """A teacher, sharpened if the stream asks for it, beside a student that sees `size`."""
+    config, teacher = sights.recipe.streams[stream], sights.teachers[name]
+    shown = sights.view(stream, size).teachers[name].size
+    images = torch.empty(config.batch, 3, *shown)
+
+    def call() -> Features:
+        with torch.no_grad(), sights.precision():
+            seen = teacher.see(images, config.sharpen)
+            return Features(seen.summary, teacher.phi_s(seen.spatial))
+
+    flops, peak = meter.measure(call)
+    grid = teacher.grid(sights.grid(size), config.sharpen)
+    result = BYTES * config.batch * (teacher.base.dims.spatial * grid[0] * grid[1] + (teacher.base.dims.summary or 0))
+    share, passes = 1 / len(config.size), _passes(teacher, shown, config.sharpen)
+    return Cost(name, stream, size, shown, grid, config.batch, flops, peak, peak, result, share, passes)
 
 
-def sharpening_factor(teacher: Teacher) -> int:
-    """A trained sharpener knows its own factor; one that is not there yet is taken to have the recipe's."""
-    from featsharp import adapter, sharpener
-
-    spec = teacher.config.sharpen
-    if spec in sharpener.UNTRAINED or sharpener.missing(spec):
-        return teacher.config.factor
-    return adapter.read_config(sharpener.find(spec))["sharpener"]["factor"]
-
-
-def sharpener_costs(teacher: Teacher, recipe: Recipe, stream: str) -> list[Cost]:
-    """The rows of a `task: sharpen`."""
-    from featsharp.adapter import Adapter
-
-    base, config = teacher.base, recipe.sharpener
-    size, f = base.native_size, config.factor
-    h, w = base.grid(size)
-    with torch.device("meta"):
-        adapter = Adapter(config, base).requires_grad_(False)
-        levels = adapter.upsampler.tile_levels
-        low = torch.empty(1, base.dims.spatial, h, w)
-        maps = tuple(torch.empty(1, base.dims.spatial, n * h, n * w) for n in levels)
-        image = torch.empty(1, 3, f * size[0], f * size[1])
-    tiles = maps if len(maps) > 1 else (maps or (None,))[0]
-    passes = 1 + config.views.jitters + sum(n**2 for n in levels if n > 1)
-    both = 3 * count_flops(lambda: adapter(low, tiles, image))
-    what = f"forward, backward; {count(adapter) / 1e6:.1f} M parameters"
-    trained = Cost("sharpener", stream, (f * size[0], f * size[1]), (f * h, f * w), both, what)
-    return [trained, Cost(teacher.name, stream, size, (h, w), passes * flops(base, size), f"{passes} passes")]
+def _passes(teacher: Teacher, size: Size, sharpen: bool) -> str:
+    encoder = teacher.encoder(sharpen)
+    if encoder is not teacher.base:
+        finer = [n for n in encoder.adapter.upsampler.tile_levels if n > 1]
+        return f"{1 + sum(n**2 for n in finer)} passes + fusion" if finer else "1 pass + upsampler"
+    several = pictures_a_canvas(encoder, encoder.grid(size), teacher.config.fit == "mosaic")
+    if teacher.config.fit == "resize" or not several:
+        return "1 pass"
+    return f"1 pass for {several}" if several > 1 else "1 pass, padded"
 
 
-def count(module: nn.Module) -> int:
-    """Parameters."""
-    return sum(parameter.numel() for parameter in module.parameters())
+# The student ------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(64)  # a teacher of one size stands beside many students
-def flops(module: Encoder | RadioModel, size: Size, heads: tuple[str, ...] | None = None) -> float:
-    """Floating-point operations of one image forward, counted on the meta device; a student's with some heads only."""
-    with torch.device("meta"):
-        images = torch.empty(1, 3, *size)
-    return count_flops(lambda: module(images) if heads is None else module(images, heads=heads))
+class StudentCosts:
+    """What a student of a recipe costs at a size; shallow ones are built once."""
+
+    def __init__(self, recipe: Recipe, spec: RadioSpec, sights: Sights, precision: Precision, meter: Meter):
+        self.recipe, self.spec, self.sights, self.precision, self.meter = recipe, spec, sights, precision, meter
+        most = max(len(recipe.streams_of(number)) for number in range(len(recipe.stages)))
+        self.several = most * recipe.optim.accumulate > 1  # micro-batches in a step
+        depths = SHALLOW if spec.depth > SHALLOW[-1] else (spec.depth,)
+        # Windows are added to the count below: a shallow student has too few blocks for them.
+        self.shallow = {depth: RadioModel(replace(spec, depth=depth)) for depth in depths}
+
+    def costs(self, stream: str, size: Size, targets: dict[str, Size]) -> Iterator[Cost]:
+        """The student, and its average where the loss asks for that; `targets`: the grid of every teacher's map."""
+        config = self.recipe.streams[stream]
+        grid, share = self.sights.grid(size), 1 / len(config.size)
+        flops, peak = self._deep(lambda model: self._trained(model, stream, size, targets))
+        later = peak
+        if self.several:
+            later = self._deep(lambda model: self._trained(model, stream, size, targets, later=True)).peak
+        flops += mean_window_flops(self.recipe, self.spec, grid, config.batch)
+        yield Cost("student", stream, size, size, grid, config.batch, flops, peak, later, 0, share, TRAINED)
+        if self.recipe.loss.mesa.weight:
+            flops, peak = self._deep(lambda model: self._average(model, config.batch, size))
+            what = "1 pass (MESA)"
+            yield Cost("its average", stream, size, size, grid, config.batch, flops, peak, peak, 0, share, what)
+
+    def _deep(self, measure: Callable[[RadioModel], Usage]) -> Usage:
+        found = {depth: measure(model) for depth, model in self.shallow.items()}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        (low, high), (one, two) = SHALLOW, found.values()
+        return Usage(*(a + (b - a) * (self.spec.depth - low) / (high - low) for a, b in zip(one, two)))
+
+    def _trained(
+        self, model: RadioModel, stream: str, size: Size, targets: dict[str, Size], later: bool = False
+    ) -> Usage:
+        """Forward, losses and backward of a micro-batch; attention sees the whole grid."""
+        names, batch = self.recipe.teachers_of(stream), self.recipe.streams[stream].batch
+        view = self.sights.view(stream, size)
+        wanted = {}
+        for name in names:
+            dims = self.sights.teachers[name].base.dims
+            summary = None if dims.summary is None else torch.empty(batch, dims.summary)
+            wanted[name] = Features(summary, torch.empty(batch, dims.spatial, *targets[name]))
+        model.train()
+
+        def call() -> None:
+            with self.precision():
+                said = model(torch.empty(batch, 3, *size), heads=names)
+            terms: list[Tensor] = []
+            for name in names:
+                windows, teacher = (view.student, view.teachers[name]), self.sights.teachers[name]
+                found, _ = compare(teacher, said[name], wanted[name], windows, lambda grid: None, self.recipe.loss)
+                terms += found.values()
+            torch.stack([term.mean() for term in terms]).sum().backward()
+
+        return _measured(model, call, later, self.meter)
+
+    @torch.no_grad()
+    def _average(self, model: RadioModel, batch: int, size: Size) -> Usage:
+        model.eval()
+
+        def call() -> object:
+            with self.sights.precision():
+                return model(torch.empty(batch, 3, *size), heads=())
+
+        return self.meter.measure(call)
 
 
-def count_flops(call: Callable[[], object]) -> float:
-    """Floating-point operations of a call."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        call()
-    return float(counter.get_total_flops())
+def mean_window_flops(recipe: Recipe, spec: RadioSpec, grid: Size, batch: int) -> float:
+    """What ViTDet windows change in a micro-batch's operations, on the average of those that are drawn at a grid."""
+    windows = [n for n in recipe.student.windows if n == 0 or grid[0] % n == grid[1] % n == 0] or [0]
+    return sum(window_flops(spec, window, grid, batch) for window in windows) / len(windows)
 
 
-def memory(recipe: Recipe, parameters: dict[str, int], ranks: int) -> dict[str, float]:
-    """Bytes on one device, roughly: what is trained, its activations, and the frozen teachers."""
-    split = {0: 0, 1: 8, 2: 12, 3: 16}[zero_stage(recipe)]  # bytes a parameter that ZeRO divides by the ranks
-    students = parameters.get("student", 0)
-    out = {"student, gradient, optimiser": students * (BYTES_TRAINED - split + split / ranks)}
-    if recipe.optim.ema:
-        out["averaged weights"] = 4.0 * students
-    if recipe.student:
-        width, depth, _ = recipe.student.shape
-        tokens = max(
-            stream.batch * size[0] * size[1] / recipe.student.patch**2
-            for stream in recipe.streams.values()
-            for size in stream.size
-        )
-        blocks = 1 if recipe.student.activation_checkpointing else depth
-        out["student's activations"] = tokens * width * (BYTES_ACTIVATION * blocks + 2 * (depth - blocks))
-    out["teachers' weights (fp32)"] = 4.0 * sum(n for name, n in parameters.items() if name != "student")
-    return out
+def window_flops(spec: RadioSpec, window: int | None, grid: Size, batch: int) -> float:
+    """The same for one window, against attention over the whole grid."""
+    if not window:
+        return 0.0
+    patches, prefix = grid[0] * grid[1], spec.summary_tokens + spec.registers
+    blocks = sum(is_windowed(block, spec.depth, spec.window_period) for block in range(spec.depth))
+    times = 1 + 2.5 + spec.activation_checkpointing  # forward, backward, and once more
+    return 4.0 * spec.width * (patches * window**2 - (patches + prefix) ** 2) * batch * blocks * times
+
+
+def _measured(model: nn.Module, call: Callable[[], None], later: bool, meter: Meter) -> Usage:
+    """A forward and backward pass of what is trained; `later`: its gradients are there already."""
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter) if later and parameter.requires_grad else None
+    usage = meter.measure(call)
+    model.zero_grad(set_to_none=True)
+    return usage
+
+
+# Sharpeners -------------------------------------------------------------------------------------------------------
+
+
+def sharpener_costs(objective: SharpenObjective, recipe: Recipe, precision: Precision, meter: Meter) -> list[Cost]:
+    """The rows of a `task: sharpen`: the teacher's passes, and what is trained on what they gave."""
+    [(stream, config)] = recipe.streams.items()
+    [name] = recipe.teachers
+    encoder, f = objective.encoder, objective.config.factor
+    images = torch.empty(config.batch, 3, *objective.image_size)
+    kept: list = []
+    seen = meter.measure(lambda: kept.append(objective.see(images, torch.Generator(), drop=True)))
+    [sight] = kept
+
+    def call() -> None:
+        with precision():
+            total, _ = objective.model(sight)
+        total.backward()
+
+    objective.model.train()
+    trained, later = (_measured(objective.model, call, later, meter) for later in (False, True))
+    result = sum(x.numel() * x.element_size() for x in tree_leaves(sight) if isinstance(x, Tensor))
+    levels = [n for n in objective.model.adapter.upsampler.tile_levels if n > 1]
+    passes = 1 + objective.config.views.jitters + sum(n**2 for n in levels)
+    view, low = objective.view_size, encoder.native_size
+    h, w = encoder.grid(low)
+    what = f"{TRAINED}; {sum(p.numel() for p in objective.model.adapter.parameters()) / 1e6:.1f} M parameters"
+    return [
+        Cost("sharpener", stream, view, view, (f * h, f * w), config.batch, *trained, later.peak, 0, 1.0, what),
+        Cost(name, stream, view, low, (h, w), config.batch, *seen, seen.peak, result, 1.0, f"{passes} passes"),
+    ]
 
 
 def measured_speed(seconds: float = 0.5) -> float:

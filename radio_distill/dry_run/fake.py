@@ -6,55 +6,51 @@ step asks of values is answered so that it goes on: a number read back is 1, a w
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from teachers.live_tensors import LiveTensors
 
 aten = torch.ops.aten
 
 
-class Meter(TorchDispatchMode):
+class Meter(LiveTensors):
     """Counts the operators that run inside it; `fake_tensors` gives one.
 
     `flops` counts matrix products, convolutions and attention, a multiplication and an addition as two (torch's own
-    formulas). `held` and `peak` are bytes of all tensors that were made inside and are alive, whatever their use;
-    what a kernel sets aside for itself is not seen.
+    formulas); `held` and `peak` are bytes, see `LiveTensors`.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0.0
-        self.held = self.peak = 0
         self.reads = 0  # of values, from the host: each would make a GPU wait
-        self._alive: dict[int, weakref.ref] = {}
         self._whole = cycle((0, 1))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func in _READS:
             self.reads += 1
             return self._value(func, args)
-        out = func(*args, **(kwargs or {}))
+        out = super().__torch_dispatch__(func, types, args, kwargs)
         formula = _FLOPS.get(func.overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._hold(leaf.untyped_storage())
         return out
 
-    def restart(self) -> None:
-        """Begin counting operations and reads anew, and the peak from what is alive now."""
-        self.flops, self.reads, self.peak = 0.0, 0, self.held
+    def measure(self, call: Callable[[], object]) -> Usage:
+        """What a call computes, and the most that it holds beyond what was there before, its result included."""
+        flops, held = self.flops, self.held
+        self.peak = held
+        result = call()  # noqa: F841 (alive until it is counted)
+        return Usage(self.flops - flops, self.peak - held)
 
     def _value(self, func: Any, args: tuple) -> bool | int | float:
         if func is aten.equal.default:
@@ -62,19 +58,12 @@ class Meter(TorchDispatchMode):
         kind = args[0].dtype
         return True if kind == torch.bool else 1.0 if kind.is_floating_point else next(self._whole)
 
-    def _hold(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._alive:
-            return
-        size = storage.nbytes()
 
-        def gone(_: weakref.ref) -> None:
-            if self._alive.pop(key, None) is not None:
-                self.held -= size
+class Usage(NamedTuple):
+    """What a piece of work takes."""
 
-        self._alive[key] = weakref.ref(storage, gone)
-        self.held += size
-        self.peak = max(self.peak, self.held)
+    flops: float
+    peak: int  # bytes
 
 
 def _attention_on_a_cpu(query: Any, key: Any, value: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
@@ -115,8 +104,11 @@ def materialize(module: nn.Module, device: torch.device | str) -> nn.Module:
 
 @torch.no_grad()
 def _apply(self: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """In place of a module's own, behind `.to` and its like: torch exchanges fake parameters inside their objects, which
-    it refuses where anything knows them by a weak reference, as its own fake mode does."""
+    """In place of a module's own, behind `.to` and its like.
+
+    torch exchanges fake parameters inside their objects, and refuses where anything knows those by a weak reference, as
+    its own fake mode does.
+    """
     for module in self.modules() if recurse else [self]:
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():

@@ -26,24 +26,20 @@ def encoder_on_meta(name: str, config: TeacherConfig) -> Encoder:
     return encoder
 
 
-def fake_teacher(name: str, config: TeacherConfig, base: Encoder, device: torch.device | str) -> Teacher:
-    """Inside `fake_tensors`, what `load_teacher` gives outside: around an encoder of the meta device.
+def as_fake(teacher: Teacher, device: torch.device | str) -> Teacher:
+    """Inside `fake_tensors`: the same teacher as one of meta, of tensors that have a device.
 
-    A sharpener that has been trained is read from its files, strictly; of one that has not, see `planned_sharpener`.
+    A sharpener that has been trained is then read from its files, strictly.
     """
-    materialize(base, device)
-    return Teacher(name, config, base, _sharpened(base, config, device), device)
+    if teacher.sharp is None:
+        return Teacher(teacher.name, teacher.config, materialize(teacher.base, device), None, device)
+    sharp, spec = materialize(teacher.sharp, device), teacher.config.sharpen
+    if spec not in sharpener.UNTRAINED and not sharpener.missing(spec):
+        sharp = sharpener.build(spec, teacher.base, device=device)
+    return Teacher(teacher.name, teacher.config, teacher.base, sharp, device)
 
 
-def _sharpened(base: Encoder, config: TeacherConfig, device: torch.device | str) -> sharpener.Sharpener | None:
-    if config.sharpen == "none":
-        return None
-    if config.sharpen in sharpener.UNTRAINED or not sharpener.missing(config.sharpen):
-        return sharpener.build(config.sharpen, base, factor=config.factor, device=device)
-    return sharpener.Sharpener(base, planned_sharpener(config)[0]).to(device)
-
-
-def planned_sharpener(config: TeacherConfig) -> tuple[SharpenerConfig, str | None]:
+def planned_sharpener(config: TeacherConfig) -> tuple[SharpenerConfig, Path | None]:
     """The sharpener that a teacher will have, and the recipe that makes it.
 
     One that has been trained knows itself; else a shipped recipe whose run folder the teacher names; else the defaults.
@@ -60,11 +56,11 @@ def planned_sharpener(config: TeacherConfig) -> tuple[SharpenerConfig, str | Non
 
 
 @cache
-def recipes_by_run() -> dict[str, tuple[str, dict]]:
+def recipes_by_run() -> dict[str, tuple[Path, dict]]:
     """The shipped recipes of sharpeners by their run folder: where each stands, and what it says."""
     found = {}
     for path in sorted(documents.shipped_recipes().rglob("*.yaml")):
         if path.parent.name == "featsharp":
             document = documents.read(path)
-            found[document["run"]] = (str(Path("recipes") / path.relative_to(documents.shipped_recipes())), document)
+            found[document["run"]] = (Path("recipes") / path.relative_to(documents.shipped_recipes()), document)
     return found

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
-from radio_distill import tars
 from radio_distill.console import duration
-from radio_distill.dry_run.cost import Cost, count, measured_speed, memory, sharpener_costs, student_costs
+from radio_distill.dry_run.checks import find_missing, find_mistakes, refusal
+from radio_distill.dry_run.cost import (
+    BYTES,
+    Cost,
+    StudentCosts,
+    mean_window_flops,
+    measured_speed,
+    sharpener_costs,
+    teacher_cost,
+    window_flops,
+)
+from radio_distill.dry_run.fake import bytes_of, fake_tensors
+from radio_distill.dry_run.memory import Memory, Weights, stage_memory
+from radio_distill.dry_run.networks import as_fake
+from radio_distill.engine import autocast, choose_precision
+from radio_distill.objectives import build_sharpen_objective, teachers_precision
 from radio_distill.recipe import Recipe
+from radio_distill.sights import Sights
 from radio_distill.student import student_spec
-from radio_distill.targets import Teacher, load_teacher
-from teachers import catalogue
-from teachers.errors import UserError
+from radio_distill.targets import Teacher
+from teachers.features import Size
 from teachers.radio import RadioModel
+from teachers.radio_spec import RadioSpec
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 UTILISATION = 0.4  # share of a machine's matrix-product speed that training usually reaches
 A100 = 312e12  # FLOP/s in bf16, NVIDIA's data sheet
@@ -25,15 +46,27 @@ class Plan:
     """All that `dry_run=true` prints."""
 
     recipe: Recipe
-    parameters: dict[str, int]
+    parameters: dict[str, int]  # by network
+    weights: Weights
     costs: list[Cost] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
+    spec: RadioSpec | None = None  # of the student
+
+    def flops_at(self, sizes: Mapping[str, Size], windows: Mapping[str, int | None]) -> float:
+        """Of one step on one rank whose student sees these sizes, and these windows of attention, by stream."""
+        total = 0.0
+        for cost in self.costs:
+            if sizes.get(cost.stream) != cost.student_size:
+                continue
+            total += cost.flops
+            if cost.name == "student":
+                total -= mean_window_flops(self.recipe, self.spec, cost.grid, cost.batch)
+                total += window_flops(self.spec, windows[cost.stream], cost.grid, cost.batch)
+        return total * self.recipe.optim.accumulate
 
     def flops_a_step(self, stage: int) -> float:
         """On one rank, of the streams of a stage."""
         taken = self.recipe.streams_of(stage)
-        costs = [cost.flops * taken[cost.stream].batch for cost in self.costs if cost.stream in taken]
-        return sum(costs) * self.recipe.optim.accumulate
+        return self.recipe.optim.accumulate * sum(c.flops * c.share for c in self.costs if c.stream in taken)
 
     @property
     def flops(self) -> float:
@@ -42,126 +75,120 @@ class Plan:
 
     def images(self, stream: str) -> int:
         """That one rank takes from a stream in all steps."""
+        return self.batches(stream) * self.recipe.streams[stream].batch
+
+    def batches(self, stream: str) -> int:
+        """Micro-batches that one rank takes from a stream in all steps."""
         recipe = self.recipe
         steps = sum(stage.steps for n, stage in enumerate(recipe.stages) if stream in recipe.streams_of(n))
-        return steps * recipe.streams[stream].batch * recipe.optim.accumulate
+        return steps * recipe.optim.accumulate
+
+    def memory(self, stage: int, ranks: int = 1) -> Memory:
+        """On each of `ranks` devices."""
+        return stage_memory(self.recipe, self.weights, self.costs, stage, ranks)
 
 
-def find_missing(recipe: Recipe) -> list[str]:
-    """What a real start would lack, each with the command that makes it or the place to get it."""
-    found: list[str] = []
-    for name, teacher in recipe.teachers.items():
-        lacking = catalogue.missing(teacher.encoder, teacher.weights, **teacher.options)
-        found += _indent(f"teachers.{name}.weights", lacking)
-        if teacher.sharpen != "none":
-            from featsharp import sharpener
+def make_plan(recipe: Recipe, teachers: Mapping[str, Teacher]) -> Plan:
+    """Run every network on its own without memory, and count.
 
-            found += _indent(f"teachers.{name}.sharpen", sharpener.missing(teacher.sharpen))
-    if recipe.student and recipe.student.init is not None:
-        from teachers import radio_init
-
-        found += _indent("student.init", radio_init.missing(recipe.student.init))
-    wanted = {f"streams.{name}.shards": stream.shards for name, stream in recipe.streams.items()}
-    if recipe.heldout:
-        wanted["heldout.shards"] = recipe.heldout.shards
-    lacking: dict[str, list[str]] = {}  # streams often share their shards: one message for all
-    for key, shards in wanted.items():
-        mixed = isinstance(shards, dict)
-        sources = {f"{key}.{name}.shards": mix.shards for name, mix in shards.items()} if mixed else {key: shards}
-        for place, text in sources.items():
-            try:
-                tars.resolve(text, place)
-            except UserError as error:
-                lacking.setdefault(str(error).removeprefix(f"{place}: "), []).append(place)
-    return found + [f"{', '.join(places)}: {text}" for text, places in lacking.items()]
+    Args:
+        teachers: on meta, as `find_mistakes` gives them.
+    """
+    device = torch.device("cpu")  # as which fake tensors pass
+    precise = autocast(choose_precision(recipe.precision, device)[0], device)
+    frozen = autocast(teachers_precision(recipe, device), device)
+    with fake_tensors() as meter:
+        teachers = {name: as_fake(teacher, device) for name, teacher in teachers.items()}
+        parameters = {name: count(teacher.base) for name, teacher in teachers.items()}
+        weights = sum(bytes_of(teacher.sharp or teacher.base) for teacher in teachers.values())
+        spec = None
+        if recipe.task == "sharpen":
+            [teacher] = teachers.values()
+            objective = build_sharpen_objective(recipe, teacher.base, device, frozen)
+            trained, costs = objective.model, sharpener_costs(objective, recipe, precise, meter)
+        else:
+            sights = Sights(recipe, teachers, device, frozen, None)
+            spec = student_spec(recipe, {name: teacher.base.dims for name, teacher in teachers.items()})
+            trained, costs = RadioModel(spec), list(_student_plan(StudentCosts(recipe, spec, sights, precise, meter)))
+            parameters["student"] = count(trained)
+        sizes = [BYTES * parameter.numel() for parameter in trained.parameters()]
+        return Plan(recipe, parameters, Weights(weights, bytes_of(trained), sum(sizes), max(sizes)), costs, spec)
 
 
-def _indent(key: str, text: str | None) -> list[str]:
-    return [f"{key}: {text}"] if text else []
+def _student_plan(students: StudentCosts) -> Iterator[Cost]:
+    recipe, sights = students.recipe, students.sights
+    for stream, config in recipe.streams.items():
+        for size in config.size:
+            rows = {n: teacher_cost(sights, n, stream, size, students.meter) for n in recipe.teachers_of(stream)}
+            yield from students.costs(stream, size, {name: row.grid for name, row in rows.items()})
+            yield from rows.values()
 
 
-def check_inputs(recipe: Recipe) -> None:
-    """Raise one `UserError` that names everything a start lacks."""
-    missing = find_missing(recipe)
-    if missing:
-        head = f"cannot start {recipe.run}: {len(missing)} missing"
-        raise UserError("\n".join([head, *missing, "Nothing was started."]))
-
-
-def make_plan(recipe: Recipe) -> Plan:
-    """Build everything on the meta device and count."""
-    teachers = {name: _meta_teacher(name, config) for name, config in recipe.teachers.items()}
-    plan = Plan(recipe, {name: count(teacher.base) for name, teacher in teachers.items()}, missing=find_missing(recipe))
-    student = None
-    if recipe.student:
-        with torch.device("meta"):
-            student = RadioModel(student_spec(recipe, {n: t.base.dims for n, t in teachers.items()}))
-        student.eval().requires_grad_(False)  # torch's counter trips over views of parameters that want gradients
-        plan.parameters["student"] = count(student)
-    for stream in recipe.streams:
-        rows = student_costs(recipe, student, stream, teachers) if student is not None else ()
-        for row in rows or sharpener_costs(next(iter(teachers.values())), recipe, stream):
-            _add(plan.costs, row)
-    return plan
-
-
-def _add(costs: list[Cost], cost: Cost) -> None:
-    """A fixed-size teacher costs the same beside every student size: one row."""
-    for other in costs:
-        if (other.name, other.stream, other.size) == (cost.name, cost.stream, cost.size):
-            other.flops += cost.flops
-            return
-    costs.append(cost)
-
-
-def _meta_teacher(name: str, config) -> Teacher:
-    """Without its sharpener: the plan counts passes, and the adapter may not exist yet."""
-    base = load_teacher(name, config.model_copy(update={"sharpen": "none"}), "meta", meta=True).base
-    return Teacher(name, config, base, None, "meta")
+def count(module: nn.Module) -> int:
+    """Parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def print_plan(recipe: Recipe, source: str) -> int:
-    """`dry_run=true`: the plan on the console; exit code 0, whatever is missing."""
+    """`dry_run=true`: the plan on the console; exit code 0, whatever is missing. Mistakes raise `UserError`."""
     from rich.console import Console
-    from rich.table import Table
 
-    plan, speed = make_plan(recipe), measured_speed()
+    mistakes, teachers = find_mistakes(recipe)
+    if mistakes:
+        raise refusal(source, mistakes)
+    plan, speed, missing = make_plan(recipe, teachers), measured_speed(), find_missing(recipe)
     out = Console(highlight=False, soft_wrap=True)
-    out.print(f"plan of {source} (task: {recipe.task}, run: {recipe.run}); nothing is started\n")
+    out.print(f"plan of {source} (task: {recipe.task}, run: {recipe.run}); nothing is started\n", markup=False)
     sizes = ", ".join(f"{name} {n / 1e6:.1f} M" for name, n in plan.parameters.items())
     out.print(f"parameters   {sizes}")
     images = ", ".join(f"{name} {plan.images(name):,}" for name in recipe.streams)
     out.print(f"steps        {recipe.steps} in {len(recipe.stages)} stage(s); images a rank: {images}")
-    table = Table("network", "stream", "images", "pixels", "grid", "GFLOP an image", "share", "what", box=None)
-    everything = sum(cost.flops * plan.images(cost.stream) for cost in plan.costs)
-    for cost in plan.costs:
-        table.add_row(
-            cost.name,
-            cost.stream,
-            str(recipe.streams[cost.stream].batch),
-            "×".join(map(str, cost.size)),
-            "×".join(map(str, cost.grid)),
-            f"{cost.flops / 1e9:.2f}",
-            f"{cost.flops * plan.images(cost.stream) / everything:.0%}",
-            cost.passes,
-        )
-    out.print(table)
+    out.print(_table(plan))
     if any(len(stream.size) > 1 for stream in recipe.streams.values()):
-        out.print("  (one size is drawn a batch: the GFLOP of each are weighted by how often)")
-    ranks = torch.cuda.device_count() or 1
-    rows = memory(recipe, plan.parameters, ranks)
-    gib = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in rows.items())
-    out.print(f"memory       about {sum(rows.values()) / 2**30:.1f} GiB a device with {ranks} rank(s): {gib}")
+        out.print("  (one size is drawn a batch: the share of each is weighted by how often)")
+    for number in range(len(recipe.stages)):
+        out.print(_memory_line(plan, number))
     here, there = plan.flops / (speed * UTILISATION), plan.flops / (A100 * UTILISATION)
     a_step = ", ".join(f"{plan.flops_a_step(number) / 1e12:.3f}" for number in range(len(recipe.stages)))
     out.print(
         f"time         {a_step} TFLOP a step, {plan.flops / 1e18:.3g} EFLOP in all: about {duration(here)} "
         f"here ({UTILISATION:.0%} of {speed / 1e9:.0f} GFLOP/s, measured now), {duration(there)} on A100s, one a rank"
     )
-    if plan.missing:
-        out.print(f"\nmissing: {len(plan.missing)} (a real start would stop here)", style="bold")
-        for text in plan.missing:
+    if missing:
+        out.print(f"\nmissing: {len(missing)} (a real start would stop here)", style="bold")
+        for text in missing:
             out.print(f"- {text}", markup=False)
     else:
         out.print("\nnothing is missing: start it without dry_run=true")
     return 0
+
+
+def _table(plan: Plan) -> Table:
+    from rich.table import Table
+
+    table = Table("network", "stream", "images", "pixels", "grid", "GFLOP an image", "share", "what", box=None)
+    everything = sum(cost.flops * cost.share * plan.batches(cost.stream) for cost in plan.costs)
+    rows: dict[tuple, list[Cost]] = {}  # a fixed-size teacher costs the same beside every student size: one row
+    for cost in plan.costs:
+        rows.setdefault((cost.name, cost.stream, cost.size), []).append(cost)
+    for (name, stream, size), costs in rows.items():
+        flops = sum(cost.flops * cost.share for cost in costs)
+        table.add_row(
+            name,
+            stream,
+            str(costs[0].batch),
+            "×".join(map(str, size)),
+            "×".join(map(str, costs[0].grid)),
+            f"{costs[0].flops / costs[0].batch / 1e9:.2f}",
+            f"{flops * plan.batches(stream) / everything:.0%}",
+            costs[0].passes,
+        )
+    return table
+
+
+def _memory_line(plan: Plan, stage: int) -> str:
+    ranks = torch.cuda.device_count() or 1
+    memory = plan.memory(stage, ranks)
+    parts = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in memory.rows().items())
+    where = f"stage {stage}: " if len(plan.recipe.stages) > 1 else ""
+    return f"memory       {where}{memory.total / 2**30:.1f} GiB a device with {ranks} rank(s): {parts}"
