@@ -1,7 +1,7 @@
 """Runs code on tensors without memory, and counts what the same code would compute, hold and read back.
 
 torch's fake tensors have a shape, a dtype and a device but no values, so a network of any size runs in seconds. What a
-step asks of values is answered so that it goes on: a number read back is 1, a whole number 0 and 1 in turn.
+step asks of values is answered so that it goes on: a number read back is 0.5, a whole number 0 and 1 in turn.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Meter(LiveTensors):
         if func is aten.equal.default:
             return True
         kind = args[0].dtype
-        return True if kind == torch.bool else 1.0 if kind.is_floating_point else next(self._whole)
+        return True if kind == torch.bool else 0.5 if kind.is_floating_point else next(self._whole)
 
 
 class Usage(NamedTuple):

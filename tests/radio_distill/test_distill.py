@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from contextlib import nullcontext
 
+import re
+
 import pytest
 import torch
 import yaml
@@ -163,9 +165,8 @@ def test_what_was_fitted_goes_through_state(recipe):
 def test_a_size_that_a_teacher_cannot_take_is_told_before_anything_is_read(recipe, monkeypatch, change, text):
     recipe["streams"]["high"] |= {"size": [[40, 40]] if "sharpen" in change else [[32, 48]], "sharpen": True}
     recipe["teachers"]["a"] |= change | ({"options": {}} if "encoder" in change else {})
-    with pytest.raises(UserError, match=text) as caught:
-        objective(recipe, monkeypatch)
-    assert caught.value.todo == "change streams.high.size, or teachers.a"
+    [mistake] = objective(recipe, monkeypatch).sights.mistakes()
+    assert re.search(text, mistake.what) and mistake.todo == "change streams.high.size, or teachers.a"
 
 
 # Streams --------------------------------------------------------------------------------------------------------------

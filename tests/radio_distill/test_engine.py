@@ -14,8 +14,8 @@ from radio_distill.engine import (
     LINEAR,
     RankError,
     World,
-    check_deepspeed,
     choose_precision,
+    deepspeed_mistakes,
     is_lost_peer,
     join_world,
     leave_world,
@@ -45,9 +45,14 @@ def recipe(tiny_recipe):
     ],
 )
 def test_a_section_that_repeats_the_recipe_or_cannot_train_is_refused(recipe, section, text):
-    with pytest.raises(UserError) as caught:
-        check_deepspeed(recipe(deepspeed=section))
-    assert text in str(caught.value)
+    [mistake] = deepspeed_mistakes(recipe(deepspeed=section))
+    assert text in str(mistake)
+
+
+def test_all_that_is_wrong_with_a_section_is_found_at_once(recipe):
+    section = {"train_batch_size": 8, "zero_optimisation": {}, "fp16": {"enabled": True}}
+    assert len(list(deepspeed_mistakes(recipe(deepspeed=section)))) == 3
+    assert not list(deepspeed_mistakes(recipe(deepspeed={"zero_optimization": {"stage": 2}})))
 
 
 def test_what_deepspeed_itself_refuses_is_told_in_its_words(trial, capsys):

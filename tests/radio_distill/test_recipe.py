@@ -90,7 +90,7 @@ def test_a_mistake_inside_a_mix_or_a_weighting_is_told_where_it_is_and_once(tiny
         ([*SHARPEN, "loss.grid=student"], "loss is for task: distill"),
         ([*SHARPEN, "stages.0.freeze_trunk=1"], "stages.freeze_trunk is for task: distill"),
         (["loss.reduce={low: 1}"], "loss.reduce must weigh exactly the streams low, high"),
-        (["streams.low.size=36"], "streams.low.size [36, 36] does not suit the student: use multiples of patch 8"),
+        (["streams.low.size=36"], "streams.low.size [36, 36] does not suit the student: use multiples of student.patch 8"),
         (["streams.high.size=[[32,72]]"], "streams.high.size [32, 72] does not suit the student"),
         (["student.num_heads=5"], "width 32 is not a multiple of num_heads 5"),
         (["student.cpe_max=60"], "cpe_max 60 is not a multiple of patch 8"),
@@ -103,7 +103,7 @@ def test_a_mistake_inside_a_mix_or_a_weighting_is_told_where_it_is_and_once(tiny
 def test_what_does_not_fit_together_is_told(tiny, overrides, text):
     with pytest.raises(UserError, match="1 mistake") as caught:
         load_recipe(tiny, overrides)
-    assert text in str(caught.value)
+    assert text in " ".join(str(caught.value).split())
 
 
 def test_overrides_reach_lists_and_make_new_names(tiny):
@@ -245,20 +245,20 @@ def test_the_launcher_may_put_its_rank_in_front():
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["stages.0.streams=[lo]"], "stages.0.streams: no stream 'lo' among low, high"),
+        (["stages.0.streams=[lo]"], "stages.0.streams no stream 'lo' among low, high"),
         (["stages.0.streams=[low]"], "streams.high is in no stage"),
-        (["streams.low.teachers=[c]"], "streams.low.teachers: no teacher 'c' among a, b"),
+        (["streams.low.teachers=[c]"], "streams.low.teachers no teacher 'c' among a, b"),
         (["streams.low.teachers=[a]", "streams.high.teachers=[a]"], "teachers.b is in no stream"),
         (["loss.mesa.weight=1"], "set optim.ema, such as 0.9996"),
         (["student.windows=[3]"], "depth ≥ 2 × global_blocks"),
-        (["student.windows=[5]", "student.global_blocks=1"], "student.windows: 5 divides no stream's grid"),
+        (["student.windows=[5]", "student.global_blocks=1"], "student.windows 5 divides no stream's grid"),
         (["student.patch_bias=true", "student.stem=conv"], "patch_bias is for stem: linear"),
     ],
 )
 def test_names_and_options_that_do_not_fit_together_are_told(tiny, overrides, text):
     with pytest.raises(UserError, match="1 mistake") as caught:
         load_recipe(tiny, overrides)
-    assert text in str(caught.value)
+    assert text in " ".join(str(caught.value).split())
 
 
 def test_stages_choose_streams_and_streams_choose_teachers(tiny):
