@@ -16,7 +16,7 @@ from teachers.errors import UserError
 
 CONFIG = "open_clip_config.json"
 HUB_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-FILE_NAMES = ("model.safetensors", *HUB_NAMES)  # in a local folder
+FILE_NAMES = (*HUB_NAMES, "model.safetensors")  # in a local folder; beside the others it may be transformers' layout
 UNKNOWN_LICENCE = "the weights' own"
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from teachers.features import has_values
 from teachers.seeding import Part, seed_of, seeded
 
 aten = torch.ops.aten
@@ -63,6 +64,8 @@ class Notes(TorchDispatchMode):
         target = args[0] if args and isinstance(args[0], Tensor) else None
         if target is not None and _is_plain(target) and self._noted(func, target, args[1:], kwargs):
             return target
+        if target is not None and not has_values(target) and func in _ON_VALUES_ALONE:
+            return target  # nothing to do, over which torch would take its time
         if self.notes and not func.is_view:
             for leaf in tree_leaves((args, kwargs)):
                 if isinstance(leaf, Tensor) and _has_memory(leaf):
@@ -180,13 +183,12 @@ _UPDATES = {
     aten.clamp_.default: _between,
 }
 _CONSTANTS = {aten.zero_.default, aten.fill_.Scalar, aten.fill_.Tensor, aten.copy_.default}
+_ON_VALUES_ALONE = {*_FILLS, aten.erfinv_.default, aten.clamp_.default, aten.zero_.default, aten.fill_.Scalar}
 
 
 def _has_memory(tensor: Tensor) -> bool:
     """On the CPU and real: neither meta nor a FakeTensor."""
-    return (
-        type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.layout is torch.strided
-    )
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.layout is torch.strided
 
 
 def _is_plain(tensor: Tensor) -> bool:

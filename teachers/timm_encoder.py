@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -260,12 +260,18 @@ def load_by_name(network: nn.Module, file: Path, *, architecture: str) -> None:
         except Exception as error:  # a foreign file: the converter trips over whatever it looks for first
             weight_files.check_same_layout(tensors, wanted, path=file, architecture=architecture)
             raise UserError(f"{file}: timm cannot convert these weights for {architecture}: {error}") from error
-    classifiers = network.pretrained_cfg.get("classifier") or ()
-    classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    unused = {f"{one}.{part}" for one in classifiers for part in ("weight", "bias")} - wanted.keys()
-    tensors = {key: tensor for key, tensor in tensors.items() if key not in unused}
+    unused = _of_classifier(network, wanted)
+    tensors = {key: tensor for key, tensor in tensors.items() if key in wanted or not key.startswith(unused)}
     weight_files.check_same_layout(tensors, wanted, path=file, architecture=architecture)
     network.load_state_dict(tensors)
+
+
+def _of_classifier(network: nn.Module, wanted: Iterable[str]) -> tuple[str, ...]:
+    """Beginnings of the keys that only a network with its classifier has: of a layer, or of several (MetaFormer's)."""
+    classifiers = network.pretrained_cfg.get("classifier") or ()
+    parts = [one.split(".") for one in ((classifiers,) if isinstance(classifiers, str) else classifiers)]
+    above = {".".join(one[:end]) + "." for one in parts for end in range(1, len(one) + 1)}
+    return tuple(one for one in above if not any(key.startswith(one) for key in wanted))
 
 
 def load_by_position(network: nn.Module, file: Path, *, architecture: str) -> None:
@@ -275,11 +281,20 @@ def load_by_position(network: nn.Module, file: Path, *, architecture: str) -> No
     renamed = dict(zip(wanted, given.values()))
     if len(given) != len(wanted):
         raise UserError(
-            f"{file}: these are not the weights of {architecture}; {len(given)} tensors",
-            expected=f"{len(wanted)} in the same order",
+            f"{file}: these are not the weights of {architecture}; {_first_misfit(given, wanted)}",
+            expected=f"{len(wanted)} tensors in the same order; the file has {len(given)}",
         )
     weight_files.check_same_layout(renamed, wanted, path=file, architecture=architecture)
     network.load_state_dict(renamed, strict=False)  # only the counters are missing, and they are not used
+
+
+def _first_misfit(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+    for (name, tensor), (other, place) in zip(given.items(), wanted.items()):
+        if tensor.shape != place.shape:
+            return f"{name} {tuple(tensor.shape)} stands where {other} {tuple(place.shape)} belongs"
+    longer, what = (given, "is left over") if len(given) > len(wanted) else (wanted, "is not in the file")
+    name = list(longer)[min(len(given), len(wanted))]
+    return f"{name} {tuple(longer[name].shape)} {what}"
 
 
 def _without_counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What publishers put on Hugging Face, as its cache holds it: true names, shapes and dtypes, but no data (no tests here).
+"""What publishers put on Hugging Face, as its cache holds it: true names, shapes, dtypes, and no data (no tests here).
 
 The files are hollow: their headers are whole, their data is a hole that takes no room on the disk.
 """
@@ -51,7 +51,7 @@ def of_open_clip(model: str, tag: str, file: str = SAFE, dtype: torch.dtype = to
 
     def tensors() -> dict[str, Tensor]:
         with torch.device("meta"):
-            state = open_clip.create_model(model, load_weights=False, pretrained_text=False).state_dict()
+            state = open_clip.create_model(model, load_weights=False, pretrained_text=False, device="meta").state_dict()
         state = {name: tensor.to(dtype) for name, tensor in state.items()}
         return {**state, **{name: torch.empty(shape, device="meta") for name, shape in extra.items()}}
 
