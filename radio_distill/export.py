@@ -23,6 +23,7 @@ from teachers.errors import UserError
 from teachers.radio import RadioModel
 from teachers.radio_encoder import RadioEncoder
 from teachers.radio_files import CARD, CONFIG, FORMAT, WEIGHTS, find_student
+from teachers.weight_files import save_tensors
 
 if TYPE_CHECKING:
     from radio_distill.distill import DistillObjective
@@ -86,12 +87,10 @@ def export_config(objective: DistillObjective, spec: dict[str, Any]) -> dict[str
 
 def write_safetensors(encoder: RadioEncoder, folder: Path) -> None:
     """Our own layout: config.json, model.safetensors, and the card if there is one."""
-    from safetensors.torch import save_file
-
     spec, weights = encoder.model.baked()
     config = {**encoder.config, "format": FORMAT, "spec": spec.as_dict()}
     with replacing(folder) as new:
-        save_file({key: tensor.cpu().contiguous() for key, tensor in weights.items()}, new / WEIGHTS)
+        save_tensors(weights, new / WEIGHTS)
         (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         if encoder.card is not None:
             (new / CARD).write_text(encoder.card)

@@ -20,6 +20,7 @@ from torch import Tensor
 from teachers.errors import UserError
 from teachers.radio_layout import from_hub, spec_from_checkpoint
 from teachers.radio_spec import RadioSpec
+from teachers.weight_files import read_tensors
 
 FORMAT = "radio-distill/1"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -115,12 +116,9 @@ def _is_released(config: Mapping[str, Any]) -> bool:
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        return load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
+        return read_tensors(folder / WEIGHTS, of=f"the student in {folder}")
+    except UserError as error:
         raise not_whole(folder, error) from None
 
 

@@ -164,9 +164,9 @@ def _student_mistakes(recipe: Recipe, teachers: dict[str, Teacher]) -> Iterator[
         RadioModel(spec)
         if any(recipe.student.windows):
             spec.window_period  # noqa: B018 (raises where no block is left to see windows)
-        if recipe.student.init is not None:
-            with collected(found, "student.init"):
-                radio_init.check(recipe.student.init, spec)
+    if recipe.student.init is not None and not found:
+        with collected(found, "student.init"):
+            radio_init.check(recipe.student.init, spec)
     yield from found
 
 

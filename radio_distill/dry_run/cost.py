@@ -6,6 +6,7 @@ them as a straight line: its blocks are alike. A rehearsal (`rehearse=true`) run
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -103,7 +104,7 @@ class StudentCosts:
         grid, share = self.sights.grid(size), 1 / len(config.size)
         flops, peak = self._deep(lambda model: self._trained(model, stream, size, targets))
         later = peak
-        if self.several:
+        if self.several and size == max(config.size, key=math.prod):  # memory is for the largest
             later = self._deep(lambda model: self._trained(model, stream, size, targets, later=True)).peak
         flops += mean_window_flops(self.recipe, self.spec, grid, config.batch)
         yield Cost("student", stream, size, size, grid, config.batch, flops, peak, later, 0, share, TRAINED)

@@ -8,17 +8,20 @@ dtypes, heads, files of sharpeners; it cannot find what depends on values, devic
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 
+from featsharp import adapter as adapters
 from featsharp import sharpener
 from radio_distill import comparing, distill
 from radio_distill.dry_run.checks import find_missing, find_mistakes, refusal
@@ -36,6 +39,7 @@ from radio_distill.targets import Teacher
 from radio_distill.views import Batch
 from teachers.errors import UserError
 from teachers.features import Size
+from teachers.radio_encoder import RadioEncoder
 
 AGREE = 0.1  # plan and rehearsal may differ by this share
 SEARCHED = 10_000  # batches among which one of every size is looked for
@@ -106,11 +110,14 @@ class Step:
         return sum(self.flops.values())
 
 
-def rehearse(recipe: Recipe, teachers: dict[str, Teacher], say: Callable[[Step], None]) -> Objective:
-    """Step through every stage; `say` hears of each step. Returns the objective, whose tensors have no values.
+def rehearse(recipe: Recipe, teachers: dict[str, Teacher], say: Callable[[Step], None], export: Path) -> int:
+    """Step through every stage, then write the export and read it back; returns the bytes of its weights.
 
     Args:
         teachers: on meta, as `find_mistakes` gives them.
+        say: hears of each step.
+        export: a folder for what users would load. Its files have the true names, headers and lengths, but their
+            tensors are a hole that takes no room on the disk.
     """
     recipe = _undisturbed(recipe)
     world = World(0, 0, 1, torch.device("cpu"))
@@ -134,7 +141,19 @@ def rehearse(recipe: Recipe, teachers: dict[str, Teacher], say: Callable[[Step],
                 with _where(f"stage {stage}, step {inside}"):
                     say(_one_step(training, indices, flops, meter))
             begun += recipe.stages[stage].steps
-    return objective
+        with _where("the export"):
+            objective.artefact(export)
+            _read_back(recipe, fakes, export)
+    return sum(file.stat().st_size for file in export.glob("*.safetensors"))
+
+
+def _read_back(recipe: Recipe, teachers: dict[str, Teacher], export: Path) -> None:
+    """The export as those who use it read it: every tensor must be there, and of the right shape."""
+    if recipe.task == "sharpen":
+        [teacher] = teachers.values()
+        adapters.load(export, teacher.base)
+    else:
+        RadioEncoder.load(export)
 
 
 def _undisturbed(recipe: Recipe) -> Recipe:
@@ -315,7 +334,9 @@ def print_rehearsal(recipe: Recipe, source: str) -> int:
             most = peaks.get(step.stage)
             peaks[step.stage] = step if most is None or step.memory.working > most.memory.working else most
 
-    rehearse(recipe, teachers, say)
+    with tempfile.TemporaryDirectory() as folder:
+        size = rehearse(recipe, teachers, say, Path(folder) / "export")
+    print(f"export: {size / 2**30:.2f} GiB, written and read back")
     for number, step in peaks.items():
         print("\n".join(_memory_lines(number, step.memory, plan.memory(number))))
     missing = find_missing(recipe)

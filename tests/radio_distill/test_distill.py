@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
-
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from radio_distill.recipe import Recipe
 from radio_distill.stopping import Stopper
 from radio_distill.student import build_student, student_spec
 from radio_distill.views import Batch
-from teachers.errors import UserError
 from teachers.features import Dims, Encoder, Features
 from teachers.phi_s import PhiS
 from teachers.radio_spec import MlpSpec

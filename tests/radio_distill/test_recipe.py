@@ -90,7 +90,7 @@ def test_a_mistake_inside_a_mix_or_a_weighting_is_told_where_it_is_and_once(tiny
         ([*SHARPEN, "loss.grid=student"], "loss is for task: distill"),
         ([*SHARPEN, "stages.0.freeze_trunk=1"], "stages.freeze_trunk is for task: distill"),
         (["loss.reduce={low: 1}"], "loss.reduce must weigh exactly the streams low, high"),
-        (["streams.low.size=36"], "streams.low.size [36, 36] does not suit the student: use multiples of student.patch 8"),
+        (["streams.low.size=36"], "streams.low.size [36, 36] does not suit the student: use multiples of"),
         (["streams.high.size=[[32,72]]"], "streams.high.size [32, 72] does not suit the student"),
         (["student.num_heads=5"], "width 32 is not a multiple of num_heads 5"),
         (["student.cpe_max=60"], "cpe_max 60 is not a multiple of patch 8"),
