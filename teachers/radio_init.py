@@ -94,6 +94,7 @@ def _from_student(path: str) -> tuple[RadioSpec, dict[str, Tensor]]:
 
 
 def _from_timm(source: str, meta: bool = False) -> tuple[RadioSpec, dict[str, Tensor]]:
+    """Description and weights; on `meta` without weights, and whether they are at hand or not."""
     from teachers.timm_encoder import build
 
     name, _, weights = source.removeprefix(TIMM).partition(":")
@@ -101,7 +102,7 @@ def _from_timm(source: str, meta: bool = False) -> tuple[RadioSpec, dict[str, Te
     try:
         args, state = _as_hub(network)
         spec = spec_from_checkpoint(args, state)
-        return spec, from_hub(spec, state)
+        return spec, {} if meta else from_hub(spec, state)
     except UserError as error:
         raise UserError(
             f"{source} is no trunk of a student's form: {error.what}",

@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from teachers.live_tensors import LiveTensors
@@ -89,8 +89,14 @@ def fake_tensors() -> Iterator[Meter]:
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
         # torch draws until no number lies outside, which is never known here; for meta tensors it knows better.
         stack.enter_context(mock.patch.object(nn.init, "_no_grad_trunc_normal_", _itself))
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        # A deep copy of a buffer would copy memory that is not there, and what it hits instead.
+        stack.enter_context(mock.patch.object(FakeTensor, "__deepcopy__", _copied, create=True))
+        stack.enter_context(FakeTensorMode(allow_fallback_kernels=False, allow_non_fake_inputs=True))
         yield stack.enter_context(Meter())
+
+
+def _copied(self: Tensor, memo: dict[int, Any]) -> Tensor:
+    return memo.setdefault(id(self), self.detach().clone())
 
 
 def _itself(tensor: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -59,7 +59,7 @@ class Rehearsal(Training):
 
     def start_engine(self, groups: list[dict], precision: str) -> PlainEngine:
         device, optim = self.world.device, self.recipe.optim
-        optimizer = build_optimizer(optim, groups, device)
+        optimizer = build_optimizer(optim, groups, torch.device("meta"))  # where none is fused
         return PlainEngine(self.objective.model, optimizer, optim.clip, autocast(precision, device))
 
     def batch(self, stream: str, index: int, images: int | None = None) -> Batch:
