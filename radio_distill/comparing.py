@@ -30,6 +30,12 @@ from teachers.radio import RadioOutput
 Valid = Callable[[Size], Tensor | None]  # the cells of the target's window that are picture, at a grid
 
 
+def terms_of(teachers: Mapping[str, Teacher]) -> list[str]:
+    """The terms that adapt, by name: features, and summaries where they are targets."""
+    summaries = [f"{name}/summary" for name, teacher in teachers.items() if teacher.has_summary_loss]
+    return [f"{name}/feature" for name in teachers] + summaries
+
+
 def compare(
     teacher: Teacher,
     said: RadioOutput,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from radio_distill.balance import AdaLoss, Uncertainty, dropped
-from radio_distill.comparing import by_teacher, compare, fixed_weights, mesa
+from radio_distill.comparing import by_teacher, compare, fixed_weights, mesa, terms_of
 from radio_distill.ema import Ema
 from radio_distill.losses import ErrorShare, cosine_distance, meet
 from radio_distill.normalisers import RunningMoments, fit_dispersions, fit_normalisers
@@ -52,8 +52,7 @@ class DistillObjective:
         dims = {name: teacher.base.dims for name, teacher in self.teachers.items()}
         # There at once: its average is copied from it, and judged before the engine takes the model.
         self.model: nn.Module = build_student(recipe, dims, say).to(device)
-        terms = [f"{name}/feature" for name in self.teachers]
-        terms += [f"{name}/summary" for name, teacher in self.teachers.items() if teacher.has_summary_loss]
+        terms = terms_of(self.teachers)
         self.ada = AdaLoss(terms) if recipe.loss.balance == "adaloss" else None
         if recipe.loss.balance == "uncertainty":  # it learns with the student, and is left out of the export
             self.model.balance = Uncertainty(self.model.summary_width, terms).to(device)

@@ -12,6 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+TOLERATED = 1000  # the peak may be too low by this part of it
 RECENT = 64  # storages: what an operator frees was mostly made by one of the last
 
 
@@ -58,7 +59,7 @@ class LiveTensors(TorchDispatchMode):
         self._bytes += storage.nbytes()
         if self._bytes > self.peak:
             self._forget_dead(list(self._recent))
-        if self._bytes > self.peak:
+        if self._bytes > self.peak + self.peak // TOLERATED:  # asking all after every tensor would take minutes
             self.peak = max(self.peak, self.held)
 
     def _forget_dead(self, keys: list[int]) -> None:

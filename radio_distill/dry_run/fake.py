@@ -39,6 +39,10 @@ class Meter(LiveTensors):
         if func in _READS:
             self.reads += 1
             return self._value(func, args)
+        if func is aten.index.Tensor and args[1][0] is not None and args[1][0].dtype == torch.bool:
+            self.reads += 1  # how many are true; here all are
+            inner = args[0].shape[args[1][0].ndim :]
+            func, args = aten.clone.default, (args[0].reshape(-1, *inner),)
         out = super().__torch_dispatch__(func, types, args, kwargs)
         formula = _FLOPS.get(func.overloadpacket)
         if formula is not None:

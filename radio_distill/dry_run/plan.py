@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from radio_distill.balance import Uncertainty
+from radio_distill.comparing import terms_of
 from radio_distill.console import duration
 from radio_distill.dry_run.checks import find_missing, find_mistakes, refusal
 from radio_distill.dry_run.cost import (
@@ -111,6 +113,8 @@ def make_plan(recipe: Recipe, teachers: Mapping[str, Teacher]) -> Plan:
             spec = student_spec(recipe, {name: teacher.base.dims for name, teacher in teachers.items()})
             trained, costs = RadioModel(spec), list(_student_plan(StudentCosts(recipe, spec, sights, precise, meter)))
             parameters["student"] = count(trained)
+            if recipe.loss.balance == "uncertainty":
+                trained.balance = Uncertainty(trained.summary_width, terms_of(teachers))
         sizes = [BYTES * parameter.numel() for parameter in trained.parameters()]
         return Plan(recipe, parameters, Weights(weights, bytes_of(trained), sum(sizes), max(sizes)), costs, spec)
 

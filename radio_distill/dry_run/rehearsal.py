@@ -8,6 +8,7 @@ dtypes, heads, files of sharpeners; it cannot find what depends on values, devic
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -126,7 +127,8 @@ def rehearse(recipe: Recipe, teachers: dict[str, Teacher], say: Callable[[Step],
         flops = _count_teachers(fakes, meter)
         objective = build_objective(recipe, world, lambda name, config, device: fakes[name])
         training = Rehearsal(recipe, objective, world, loud=False)
-        training.rehearse_heldout()
+        with _where("held-out pictures"):
+            training.rehearse_heldout()
         training.fill_optimizer()
         begun = 0
         for stage in range(len(recipe.stages)):
@@ -168,20 +170,21 @@ def _undisturbed(recipe: Recipe) -> Recipe:
 def _steps(recipe: Recipe, objective: Objective, stage: int) -> Iterator[tuple[int, dict[str, int]]]:
     """Which steps of a stage are rehearsed, and which batch each stream gives in it.
 
-    The first, if the trunk is frozen in it, and one in which everything is on, as often as it takes to see all sizes.
+    The first, if the trunk is frozen in it, and one in which everything is on, with the largest sizes and the smallest.
     """
     config, streams = recipe.stages[stage], recipe.streams_of(stage)
     before = sum(one.steps for one in recipe.stages[:stage])
     mesa = max(0, recipe.loss.mesa.start - before) if recipe.loss.mesa.weight else 0
     all_on = min(max(config.freeze_trunk, mesa), config.steps - 1)
-    every = {
-        name: [_index_of(recipe, objective, name, size) for size in stream.size] for name, stream in streams.items()
-    }
-    largest = {name: max(indices, key=lambda i: _area(objective, name, i)) for name, indices in every.items()}
+    ordered = {name: sorted(stream.size, key=math.prod) for name, stream in streams.items()}
+    small, large = (
+        {name: _index_of(recipe, objective, name, sizes[place]) for name, sizes in ordered.items()} for place in (0, -1)
+    )
     if config.freeze_trunk:
-        yield 0, largest
-    for turn in range(max(map(len, every.values()))):
-        yield all_on, {name: indices[turn % len(indices)] for name, indices in every.items()}
+        yield 0, small
+    yield all_on, large
+    if small != large:
+        yield all_on, small
 
 
 def _index_of(recipe: Recipe, objective: Objective, stream: str, size: Size) -> int:
@@ -189,11 +192,6 @@ def _index_of(recipe: Recipe, objective: Objective, stream: str, size: Size) -> 
     if recipe.student is None or len(recipe.streams[stream].size) == 1:
         return 0
     return next(index for index in range(SEARCHED) if objective.sights.student_size(stream, index) == size)
-
-
-def _area(objective: Objective, stream: str, index: int) -> int:
-    height, width = objective.sizes(stream, index)[0]
-    return height * width
 
 
 def _one_step(training: Rehearsal, indices: dict[str, int], flops: dict[str, float], meter: Meter) -> Step:
@@ -325,7 +323,8 @@ def print_rehearsal(recipe: Recipe, source: str) -> int:
     print(f"rehearsal of {source}: one step of every stage at true size, with tensors that have no values")
     for line in _stand_ins(recipe):
         print(f"  {line}")
-    plan = make_plan(recipe, find_mistakes(recipe)[1])
+    with _where("a step of the plan"):
+        plan = make_plan(recipe, find_mistakes(recipe)[1])
     peaks: dict[int, Step] = {}
 
     def say(step: Step) -> None:
@@ -349,7 +348,8 @@ def print_rehearsal(recipe: Recipe, source: str) -> int:
 def _stand_ins(recipe: Recipe) -> Iterator[str]:
     """What is not the real thing in a rehearsal of this recipe."""
     yield "stand-ins: batches of the right sizes for the loader; one batch for statistics and held-out pictures;"
-    yield "plain autocast, backward, clipping and step for DeepSpeed, on one rank; a GPU's attention and JBU forms"
+    yield "plain autocast, backward, clipping and step for DeepSpeed, on one rank; a GPU's attention and JBU forms;"
+    yield "of several sizes the largest and the smallest"
     for name, config in recipe.teachers.items():
         settings, path = planned_sharpener(config) if config.sharpen != "none" else (None, None)
         if path is not None:

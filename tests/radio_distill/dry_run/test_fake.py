@@ -17,11 +17,10 @@ MIB = 2**20
 
 def test_bytes_are_counted_from_birth_to_death():
     with fake_tensors() as meter:
-        kept = torch.empty(MIB // 4)
-        usage = meter.measure(lambda: (kept + 1) * 2)  # two at a time, then one
+        kept = [torch.empty(MIB // 4)]
+        usage = meter.measure(lambda: (kept[0] + 1) * 2)  # two at a time, then one
         assert usage.peak == 2 * MIB and meter.held == MIB
-        view = kept.view(-1, 4)[2:]
-        del kept
+        view = kept.pop().view(-1, 4)[2:]
         assert meter.held == MIB  # a view keeps all of it
         del view
         assert meter.held == 0

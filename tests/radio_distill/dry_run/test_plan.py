@@ -81,7 +81,7 @@ def test_a_beginning_that_is_not_there_is_missed(trial, tmp_path):
 
 
 def counted(call) -> float:
-    """Operations by torch's own counter, on numbers; with attention as products, which is what it can count on a CPU."""
+    """Operations by torch's own counter, on numbers; attention as products, which it can count on a CPU."""
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
