@@ -30,7 +30,7 @@ from radio_distill.dry_run.fake import Meter, bytes_of, fake_tensors
 from radio_distill.dry_run.memory import Memory
 from radio_distill.dry_run.networks import as_fake, planned_sharpener
 from radio_distill.dry_run.plain_engine import PlainEngine
-from radio_distill.dry_run.plan import Plan, make_plan
+from radio_distill.dry_run.plan import make_plan
 from radio_distill.engine import World, autocast
 from radio_distill.loop import Training
 from radio_distill.objectives import Objective, build_objective
@@ -43,6 +43,7 @@ from teachers.features import Size
 from teachers.radio_encoder import RadioEncoder
 
 AGREE = 0.1  # plan and rehearsal may differ by this share
+SMALL = 64 * 2**20  # bytes: less does not decide whether a run fits
 SEARCHED = 10_000  # batches among which one of every size is looked for
 
 
@@ -314,34 +315,66 @@ class _where:
 # On the console ---------------------------------------------------------------------------------------------------
 
 
-def print_rehearsal(recipe: Recipe, source: str) -> int:
-    """`rehearse=true`: every stage's step on the console, beside the plan; exit code 0. Mistakes raise `UserError`."""
-    begun = time.perf_counter()
+@dataclass
+class Findings:
+    """What a rehearsal found beside the plan."""
+
+    steps: list[tuple[Step, float | None]] = field(default_factory=list)  # and the plan's operations
+    memory: dict[int, tuple[Memory, Memory]] = field(default_factory=dict)  # by stage: rehearsed, planned
+    export: int = 0  # bytes
+
+    @property
+    def disagreements(self) -> list[str]:
+        """Where plan and rehearsal are further apart than they may be."""
+        out = []
+        for step, planned in self.steps:
+            if planned is not None and abs(planned / step.all_flops - 1) > AGREE:
+                out.append(f"stage {step.stage}: {step.all_flops:.3g} FLOP a step, planned {planned:.3g}")
+        for stage, (rehearsed, planned) in self.memory.items():
+            theirs = planned.rows()
+            for name, value in {**rehearsed.rows(), "memory": rehearsed.total}.items():
+                other = planned.total if name == "memory" else theirs.get(name, 0.0)
+                if abs(other - value) > max(AGREE * value, SMALL):
+                    out.append(f"stage {stage}: {name} {value / 2**30:.3f} GiB, planned {other / 2**30:.3f}")
+        return out
+
+
+def compare_with_plan(recipe: Recipe, source: str, say: Callable[[str], None]) -> Findings:
+    """Rehearse a recipe beside its plan; `say` hears of every step and stage. Mistakes raise `UserError`."""
     mistakes, teachers = find_mistakes(recipe)
     if mistakes:
         raise refusal(source, mistakes)
-    print(f"rehearsal of {source}: one step of every stage at true size, with tensors that have no values")
-    for line in _stand_ins(recipe):
-        print(f"  {line}")
     with _where("a step of the plan"):
         plan = make_plan(recipe, find_mistakes(recipe)[1])
-    peaks: dict[int, Step] = {}
+    found = Findings()
 
-    def say(step: Step) -> None:
-        print("\n".join(_step_lines(step, plan)), flush=True)
-        if not step.frozen or recipe.stages[step.stage].freeze_trunk >= recipe.stages[step.stage].steps:
-            most = peaks.get(step.stage)
-            peaks[step.stage] = step if most is None or step.memory.working > most.memory.working else most
+    def note(step: Step) -> None:
+        planned = None if step.frozen else plan.flops_at(step.sizes, step.windows)
+        found.steps.append((step, planned))
+        say("\n".join(_step_lines(step, planned)))
+        most = found.memory.get(step.stage)
+        always_frozen = recipe.stages[step.stage].freeze_trunk >= recipe.stages[step.stage].steps
+        if (not step.frozen or always_frozen) and (most is None or step.memory.working > most[0].working):
+            found.memory[step.stage] = step.memory, plan.memory(step.stage)
 
     with tempfile.TemporaryDirectory() as folder:
-        size = rehearse(recipe, teachers, say, Path(folder) / "export")
-    print(f"export: {size / 2**30:.2f} GiB, written and read back")
-    for number, step in peaks.items():
-        print("\n".join(_memory_lines(number, step.memory, plan.memory(number))))
-    missing = find_missing(recipe)
-    spent = time.perf_counter() - begun
-    print(f"rehearsed in {spent:.0f} s: every stage can take its step" + (f"; a start lacks {len(missing)} things "
-          "(dry_run=true lists them)" if missing else ""))  # fmt: skip
+        found.export = rehearse(recipe, teachers, note, Path(folder) / "export")
+    for stage, (rehearsed, planned) in found.memory.items():
+        say("\n".join(_memory_lines(stage, rehearsed, planned)))
+    return found
+
+
+def print_rehearsal(recipe: Recipe, source: str) -> int:
+    """`rehearse=true`: every stage's step on the console, beside the plan; exit code 0. Mistakes raise `UserError`."""
+    begun = time.perf_counter()
+    print(f"rehearsal of {source}: a step of every stage at true size, on tensors without values")
+    for line in _stand_ins(recipe):
+        print(f"  {line}")
+    found = compare_with_plan(recipe, source, lambda text: print(text, flush=True))
+    print(f"export: {found.export / 2**30:.2f} GiB, written and read back")
+    missing, spent = find_missing(recipe), time.perf_counter() - begun
+    lacks = f"; a start lacks {len(missing)} things (dry_run=true lists them)" if missing else ""
+    print(f"rehearsed in {spent:.0f} s: every stage can take its step{lacks}")
     return 0
 
 
@@ -362,21 +395,22 @@ def _stand_ins(recipe: Recipe) -> Iterator[str]:
         yield "the cache of teachers' features is off"
 
 
-def _step_lines(step: Step, plan: Plan) -> Iterator[str]:
+def _step_lines(step: Step, planned: float | None) -> Iterator[str]:
     sizes = ", ".join(f"{name} {h}×{w}" for name, (h, w) in step.sizes.items())
     windows = ", ".join(f"{name} windows of {n}" for name, n in step.windows.items() if n)
     what = " (trunk frozen)" if step.frozen else ""
     yield f"stage {step.stage}, step {step.inside}{what}: {', '.join(filter(None, (sizes, windows)))}"
-    yield from (f"  {text}" for text in step.shapes.values())
+    if not step.frozen:
+        yield from (f"  {text}" for text in step.shapes.values())
     parts = ", ".join(f"{name} {value / 1e12:.3g}" for name, value in step.flops.items())
-    beside = "not planned" if step.frozen else _beside(step.all_flops, plan.flops_at(step.sizes, step.windows), 1e12)
-    yield f"  {step.all_flops / 1e12:.4g} TFLOP ({parts}); plan {beside}; {step.reads} values read back"
+    beside = "" if planned is None else f"; plan {_beside(step.all_flops, planned, 1e12)}"
+    yield f"  {step.all_flops / 1e12:.4g} TFLOP{beside}; {step.reads} values read back"
+    yield f"  of it {parts}"
 
 
 def _memory_lines(stage: int, rehearsed: Memory, planned: Memory) -> Iterator[str]:
-    yield f"memory of stage {stage}, GiB a device with one rank: {rehearsed.total / 2**30:.2f}; plan " + _beside(
-        rehearsed.total, planned.total, 2**30
-    )
+    beside = _beside(rehearsed.total, planned.total, 2**30)
+    yield f"memory of stage {stage}, GiB a device with one rank: {rehearsed.total / 2**30:.2f}; plan {beside}"
     theirs = planned.rows()
     for name, value in rehearsed.rows().items():
         yield f"  {name:<34} {value / 2**30:8.3f}   plan {_beside(value, theirs.get(name, 0.0), 2**30)}"
@@ -385,5 +419,4 @@ def _memory_lines(stage: int, rehearsed: Memory, planned: Memory) -> Iterator[st
 def _beside(rehearsed: float, planned: float, unit: float) -> str:
     """The plan's figure, and by how much it is off."""
     off = planned / rehearsed - 1 if rehearsed else 0.0
-    mark = "" if abs(off) <= AGREE else "  DIFFERS"
-    return f"{planned / unit:.4g} ({off:+.1%}){mark}"
+    return f"{planned / unit:.4g} ({off:+.1%})"
