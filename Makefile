@@ -8,7 +8,7 @@ DATA   := data/quickstart
 TRAIN  := $(if $(shell command -v nvidia-smi),,DS_ACCELERATOR=cpu )$(BIN)/deepspeed --log_level error radio_distill/train.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint clean-quickstart
+.PHONY: help install quickstart test rehearse lint clean-quickstart
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -34,6 +34,9 @@ clean-quickstart:  ## remove what quickstart made (not the environment)
 
 test: $(READY)  ## the whole test suite: no network, no GPU, about five minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+rehearse: $(READY)  ## one step of every shipped recipe at true size, without weights, data or memory: a quarter of an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m radio_distill.dry_run
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .

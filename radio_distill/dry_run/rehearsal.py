@@ -150,6 +150,14 @@ def rehearse(recipe: Recipe, teachers: dict[str, Teacher], say: Callable[[Step],
     return sum(file.stat().st_size for file in export.glob("*.safetensors"))
 
 
+def write_hollow_export(recipe: Recipe, teachers: dict[str, Teacher], export: Path) -> None:
+    """What a run of this recipe would export, without a step: true names, headers and lengths, and no numbers."""
+    recipe, world = _undisturbed(recipe), World(0, 0, 1, torch.device("cpu"))
+    with fake_tensors():
+        fakes = {name: as_fake(teacher, world.device) for name, teacher in teachers.items()}
+        build_objective(recipe, world, lambda name, config, device: fakes[name]).artefact(export)
+
+
 def _read_back(recipe: Recipe, teachers: dict[str, Teacher], export: Path) -> None:
     """The export as those who use it read it: every tensor must be there, and of the right shape."""
     if recipe.task == "sharpen":
