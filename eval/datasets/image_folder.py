@@ -1,7 +1,7 @@
 """ImageFolder layout (ImageNet): `train/<class>/*.jpg`, `val/<class>/*.jpg` → pictures with labels.
 
-Classes are called as their folders are. Folders called by WordNet's codes (n01440764), as ImageNet's, get their names in
-words (tench): the 1000 of CLIP's evaluation, else WordNet's own first word. `names` puts others in their place.
+Classes are called as their folders are. Folders called by WordNet's codes (n01440764), as ImageNet's, get their names
+in words (tench): the 1000 of CLIP's evaluation, else WordNet's own first word. `names` puts others in their place.
 """
 
 from __future__ import annotations

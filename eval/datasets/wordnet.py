@@ -19,7 +19,7 @@ def is_code(name: str) -> bool:
 
 @cache
 def imagenet_names() -> dict[str, str]:
-    """The 1000 codes of ImageNet-1k, sorted → the names that CLIP's zero-shot evaluation asks by (open_clip ships them).
+    """The 1000 codes of ImageNet-1k, sorted → the names that CLIP's evaluation asks by (open_clip ships them).
 
     Two pairs of classes share a name there: `missile` and `sunglasses`.
     """

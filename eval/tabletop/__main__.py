@@ -29,7 +29,8 @@ def _layouts(args: argparse.Namespace) -> None:
 
     made = write(args.out, args.scenes, args.seed, args.workers)
     files = [file for file in args.out.rglob("*") if file.is_file()]
-    print(f"{args.out}{'' if made else ' is there already'}: {len(files)} files, {sum(f.stat().st_size for f in files) / 1e6:.0f} MB")
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    print(f"{args.out}{'' if made else ' is there already'}: {len(files)} files, {megabytes:.0f} MB")
     for name, layout in LAYOUTS.items():
         print(f"  {name:15} {layout.FOLDER}/")
     print(f"next:\n  python -m eval recipes/eval/full.yaml MODEL... --baseline NAME --data-root {args.out}")
@@ -96,13 +97,14 @@ def parser() -> argparse.ArgumentParser:
 
     layouts = _command(
         commands, "layouts", _layouts,
-        "Render stand-ins for every data set of recipes/eval/full.yaml, in their published layouts: the whole benchmark "
-        "can then be rehearsed without the data. No figure of a rehearsal says anything about a model.",
+        "Render stand-ins for every data set of recipes/eval/full.yaml, in their published layouts: the whole "
+        "benchmark can then be rehearsed without the data. No figure of a rehearsal says anything about a model.",
         "python -m eval.tabletop layouts data/rehearsal\n"
         "  python -m eval recipes/eval/full.yaml teacher:tabletop_clip runs/a --data-root data/rehearsal",
     )  # fmt: skip
     layouts.add_argument("out", type=Path, help="folder to write; must not exist, or be empty")
-    layouts.add_argument("--scenes", type=_positive, default=8, help="pictures of a part of a data set, about; 4 or more")
+    about = "pictures of a part of a data set, about; 4 or more"
+    layouts.add_argument("--scenes", type=_positive, default=8, help=about)
     layouts.add_argument("--workers", **workers)
 
     teachers = _command(

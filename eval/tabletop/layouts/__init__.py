@@ -18,9 +18,20 @@ import psutil
 
 from eval import rehearsal
 from eval.rehearsal import MARKER, Rehearsal
-from eval.tabletop.layouts import ade20k, captions, cityscapes, coco, imagenet, navi, nyud, pascal_context, questions
+from eval.tabletop.layouts import (
+    ade20k,
+    captions,
+    cityscapes,
+    coco,
+    imagenet,
+    navi,
+    nyud,
+    pascal_context,
+    questions,
+    spair,
+    voc,
+)
 from eval.tabletop.layouts import sam as sam_decoder
-from eval.tabletop.layouts import spair, voc
 from eval.tabletop.layouts.common import Item, Plan, save_json
 from eval.tabletop.shards import in_processes
 from teachers.errors import UserError
@@ -44,7 +55,8 @@ def write(out: Path, scenes: int, seed: int, workers: int = 0) -> bool:
     where `out` holds anything else.
     """
     if scenes < FEWEST:
-        raise UserError(f"{scenes} scenes are too few", expected=f"{FEWEST} or more: with fewer, some cases do not occur")
+        expected = f"{FEWEST} or more: with fewer, some cases do not occur"
+        raise UserError(f"{scenes} scenes are too few", expected=expected)
     plan, told = Plan(seed, scenes), marker(seed, scenes)
     if _is_there(out, told):
         return False
@@ -65,11 +77,12 @@ def write(out: Path, scenes: int, seed: int, workers: int = 0) -> bool:
 
 def marker(seed: int, scenes: int) -> Rehearsal:
     """What the evaluation reads of such a root."""
+    decoder = sam_decoder.FOLDER if sam_decoder.items(Plan(seed, scenes)) else None
     return Rehearsal(
         what="Rendered stand-ins in the layouts of published data sets: they rehearse an evaluation. Nothing measured "
         "here says anything about a model.",
         command=f"python -m eval.tabletop layouts OUT --scenes {scenes} --seed {seed}", version=VERSION, seed=seed,
-        scenes=scenes, steps=STEPS, batch=BATCH, sam=sam_decoder.FOLDER if sam_decoder.items(Plan(seed, scenes)) else None,
+        scenes=scenes, steps=STEPS, batch=BATCH, sam=decoder,
     )  # fmt: skip
 
 

@@ -44,8 +44,8 @@ class Captions(NamedTuple):
         images = []
         for number, (item, texts) in enumerate(made):
             said = [
-                {"tokens": re.findall(r"\w+", text), "raw": f"{text.capitalize()}.", "imgid": number, "sentid": 5 * number + n}
-                for n, text in enumerate(texts)
+                {"tokens": re.findall(r"\w+", text), "raw": f"{text.capitalize()}.", "imgid": number, "sentid": place}
+                for place, text in enumerate(texts, start=5 * number)
             ]
             about = {"sentids": [one["sentid"] for one in said], "imgid": number, "split": item.part, "sentences": said}
             images.append(self.place(item) | about)

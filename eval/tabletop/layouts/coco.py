@@ -1,7 +1,7 @@
 """Scenes → COCO 2017: pictures, `instances_*.json` with polygons and run lengths, `captions_*.json`.
 
-As in the real files: category ids have gaps, most categories occur nowhere, some pictures have no annotation, a crowd is
-one annotation of many things, and two training boxes have no area.
+As in the real files: category ids have gaps, most categories occur nowhere, some pictures have no annotation, a crowd
+is one annotation of many things, and a training box has no area.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from eval.tabletop.render import Scene
 
 FOLDER = "coco"
 SIZES = ((240, 320), (320, 240))  # published: 640 on the longer side
-# ball, ... rocket: sports ball, suitcase, bottle, cake, donut, sandwich, umbrella, toothbrush (the last id), person, airplane
+# Of the kinds: sports ball, suitcase, bottle, cake, donut, sandwich, umbrella, toothbrush (the last), person, airplane.
 CATEGORIES = (37, 33, 44, 61, 60, 54, 28, 90, 1, 5)
 CROWDED, EMPTY, FLAT = 1, 2, 3  # numbers of pictures: things as one crowd, nothing annotated, a box without area
 
@@ -65,13 +65,15 @@ def annotations(item: Item, found: Scene) -> list[dict[str, Any]]:
 def finish(root: Path, plan: Plan, made: list[tuple[Item, dict[str, Any]]]) -> None:
     for part in ("train2017", "val2017"):
         own = [(item, found) for item, found in made if item.part == part]
-        head = {"info": {"description": "Rendered, in the layout of COCO 2017"}, "licenses": [{"id": 1, "name": "none"}]}
+        head: dict[str, Any] = {"info": {"description": "Rendered, in the layout of COCO 2017"}}
+        head["licenses"] = [{"id": 1, "name": "none", "url": ""}]
         head["images"] = [found["image"] for _, found in own[::-1]]  # COCO's files are in no order
         things = [thing for _, found in own for thing in found["things"]]
         things = [thing | {"id": 200000 + 13 * number} for number, thing in enumerate(things)]
         texts = [(id_of(item), text) for item, found in own for text in found["captions"]]
         said = [{"image_id": image, "id": 37 + 3 * n, "caption": text} for n, (image, text) in enumerate(texts)]
-        save_json(root / "annotations" / f"instances_{part}.json", head | {"annotations": things, "categories": names()})
+        listed = head | {"annotations": things, "categories": names()}
+        save_json(root / "annotations" / f"instances_{part}.json", listed)
         save_json(root / "annotations" / f"captions_{part}.json", head | {"annotations": said})
 
 

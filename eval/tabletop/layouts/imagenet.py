@@ -1,8 +1,8 @@
 """Scenes → ImageNet-1k as it unpacks: 1000 class folders called by WordNet codes, with their real codes.
 
-A few classes are of pictures that their published names tell (`LOOKS`): zero-shot finds these, and only if it asks by the
-right names in the right order. The other classes are there to be asked for too; their pictures are cut out of scenes
-that have nothing to do with them.
+A few classes are of pictures that their published names tell (`LOOKS`): zero-shot finds these, and only if it asks by
+the right names in the right order. The other classes are there to be asked for too; their pictures are cut out of
+scenes that have nothing to do with them.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def render(root: Path, plan: Plan, item: Item) -> None:
         return
     index = index_of(plan, f"imagenet-{item.key}", item.part, item.number, **LOOKS[item.key])
     picture = scene(plan, f"imagenet-{item.key}", item.part, index, SIZES[item.number % len(SIZES)])
-    first = len(imagenet_names()) + list(LOOKS).index(item.key) * VAL * plan.scenes
-    save_jpeg(root / _file(item.part, item.key, item.number if item.part == "train" else first + item.number), picture.image)
+    first = len(imagenet_names()) + list(LOOKS).index(item.key) * VAL * plan.scenes if item.part == "val" else 0
+    save_jpeg(root / _file(item.part, item.key, first + item.number), picture.image)
 
 
 def finish(root: Path, plan: Plan, made: list[tuple[Item, None]]) -> None:

@@ -1,7 +1,7 @@
 """Scenes → NAVI v1: photographs of a few objects, each in scenes of one place and before many backgrounds.
 
-Depth is the object's alone, its inverse in 16 bits; an annotation's camera takes points of the object's own frame to the
-camera's, in millimetres.
+Depth is the object's alone, its inverse in 16 bits; an annotation's camera takes points of the object's own frame to
+the camera's, in millimetres.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def scene_of(plan: Plan, item: Item) -> Scene:
     index = index_of(plan, data, "multiview", 0, kind=item.key)
     if item.part == "multiview":
         return scene(plan, data, "multiview", index, SIZE, view=item.number)
-    found, (where, camera) = main_thing(plan.seed, split_of(data, "multiview"), index), _elsewhere(plan, data, item.number)
+    found = main_thing(plan.seed, split_of(data, "multiview"), index)
+    where, camera = draw(plan.seed, split_of(data, "wild"), item.number)
     there = where.things[0]
     x, y, _ = there.position
     position = np.array([x, y, -found.shape.bottom * found.scale], np.float32)
@@ -60,10 +61,6 @@ def finish(root: Path, plan: Plan, made: list[tuple[Item, dict[str, Any]]]) -> N
 
 def folder_of(item: Item) -> str:
     return f"tabletop_{item.key}/{SCENES[item.part]}"
-
-
-def _elsewhere(plan: Plan, data: str, number: int):
-    return draw(plan.seed, split_of(data, "wild"), number)
 
 
 def _annotation(found: Scene, item: Item, name: str) -> dict[str, Any]:

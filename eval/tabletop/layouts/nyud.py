@@ -15,8 +15,8 @@ from eval.tabletop.render import Scene
 FOLDER = "NYUDv2"
 SIZE = (240, 320)  # published: 425×560
 BLIND = 8  # columns
-# Of table, wall and the kinds, from 1: table, wall, other prop (the last), box, lamp, other structure, pillow, other furniture,
-# chair, bag, person, and unlabelled.
+# Of table, wall and the kinds, from 1: table, wall, other prop (the last), box, lamp, other structure, pillow, other
+# furniture, chair, bag, person, and unlabelled.
 VALUES = np.array([7, 1, 40, 29, 35, 38, 18, 39, 5, 37, 31, 0], np.uint8)
 
 

@@ -1,6 +1,6 @@
 """Scenes → PASCAL-Context as multi-task papers pack it: classes, parts of people, saliency, normals, label maps.
 
-Snowmen are the people; a picture without one has no part that counts. VOC's own masks are there for every other picture.
+Snowmen are the people; a picture without one has no part that counts. VOC's own masks are there for half the pictures.
 """
 
 from __future__ import annotations
@@ -12,7 +12,17 @@ import numpy as np
 
 from eval.tabletop.kinds import KINDS, PART_NAMES
 from eval.tabletop.layouts import voc
-from eval.tabletop.layouts.common import Item, Plan, index_of, parts_of, save_jpeg, save_lines, save_mat, save_png, scene
+from eval.tabletop.layouts.common import (
+    Item,
+    Plan,
+    index_of,
+    parts_of,
+    save_jpeg,
+    save_lines,
+    save_mat,
+    save_png,
+    scene,
+)
 from eval.tabletop.render import Scene
 
 FOLDER = "PASCALContext"

@@ -84,16 +84,17 @@ def gqa_render(root: Path, plan: Plan, item: Item) -> list[tuple[str, str]]:
 def gqa_finish(root: Path, plan: Plan, made: list[tuple[Item, list[tuple[str, str]]]]) -> None:
     for part in ("train_balanced", "testdev_balanced"):
         texts = [(gqa_id(item), *pair) for item, own in made if item.part == part for pair in own]
-        document = {
-            f"{7 * number:08d}": {
-                "semantic": [], "entailed": [], "equivalent": [f"{7 * number:08d}"], "question": text, "imageId": image,
-                "isBalanced": True, "groups": {"global": None, "local": None}, "answer": answer, "semanticStr": "",
-                "annotations": {"answer": {}, "question": {}, "fullAnswer": {}}, "fullAnswer": f"{answer.capitalize()}.",
-                "types": {"detailed": "", "semantic": "", "structural": ""},
-            }
-            for number, (image, text, answer) in enumerate(texts)
-        }  # fmt: skip
+        document = {f"{7 * number:08d}": _gqa_question(*text) for number, text in enumerate(texts)}
         save_json(root / f"{part}_questions.json", document)
+
+
+def _gqa_question(image: str, text: str, answer: str) -> dict[str, Any]:
+    return {
+        "semantic": [], "entailed": [], "equivalent": [], "question": text, "imageId": image, "isBalanced": True,
+        "groups": {"global": None, "local": None}, "answer": answer, "semanticStr": "",
+        "annotations": {"answer": {}, "question": {}, "fullAnswer": {}}, "fullAnswer": f"{answer.capitalize()}.",
+        "types": {"detailed": "", "semantic": "", "structural": ""},
+    }  # fmt: skip
 
 
 vqav2 = SimpleNamespace(FOLDER="vqav2", items=vqa_items, render=vqa_render, finish=vqa_finish, scene_of=vqa_scene)

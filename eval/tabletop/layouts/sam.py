@@ -1,7 +1,7 @@
-"""A seed → SAM-H's neck, prompt encoder and mask decoder with random weights, in the layout of Hugging Face's SamModel.
+"""A seed → SAM-H's neck, prompt encoder and mask decoder of random weights, in the layout of Hugging Face's SamModel.
 
-SAM's own weights cannot be shipped. The parts that the task uses have their published shapes; the image encoder, in whose
-place the model under test stands, has no layers.
+SAM's own weights cannot be shipped. The parts that the task uses have their published shapes; the image encoder, in
+whose place the model under test stands, has no layers.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ FOLDER = "VOCdevkit/VOC2012"
 SIZE = (250, 334)
 VOID = 255
 YEARS = {"train": 2007, "val": 2009, "aug": 2010}
-# dining table, background (the wall), and of the kinds: sheep, tv monitor, bottle, potted plant, sofa, boat, cat, bicycle,
-# person, aeroplane. Other classes never occur.
+# dining table, background (the wall), and of the kinds: sheep, tv monitor, bottle, potted plant, sofa, boat, cat,
+# bicycle, person, aeroplane. Other classes never occur.
 VALUES = np.array([11, 0, 17, 20, 5, 16, 18, 4, 8, 2, 15, 1], np.uint8)
 
 
