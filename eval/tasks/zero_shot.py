@@ -33,6 +33,7 @@ PROTOCOL = (
     "Chance: 1 / number of classes."
 )
 
+CLASSES_AT_ONCE = 32  # whose texts are embedded together
 # Facts of a score that the report warns of.
 ALIKE, NUMBERS = "classes with the same texts", "classes called by numbers"
 
@@ -148,7 +149,12 @@ class _ByIdentity(NamedTuple):
 
 @lru_cache(maxsize=4)
 def _class_vectors(tower: _ByIdentity, prompts: tuple[tuple[str, ...], ...]) -> Tensor:
-    return torch.stack([class_vector(tower.tower.encode_text(list(texts))) for texts in prompts]).cpu()
+    found = []
+    for start in range(0, len(prompts), CLASSES_AT_ONCE):
+        block = prompts[start : start + CLASSES_AT_ONCE]
+        embedded = tower.tower.encode_text([text for texts in block for text in texts]).cpu()
+        found += [class_vector(own) for own in embedded.split([len(texts) for texts in block])]
+    return torch.stack(found)
 
 
 def class_vector(texts: Tensor) -> Tensor:
