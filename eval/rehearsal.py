@@ -1,9 +1,9 @@
 """A data root of rendered stand-ins (`python -m eval.tabletop layouts`) → an evaluation that only rehearses.
 
 The stand-ins' root holds `rehearsal.json`. Where it is there, the suite runs the same code on the same recipe, with
-real readers, sizes and tasks, but probes take few steps of few pictures, counts that the recipe expects are told and
-not enforced, and SAM's decoder is the root's own, of random weights. All of this is in the scores' settings: no score
-of a rehearsal can pass for one of the real data.
+real readers, sizes and tasks. But probes are narrow and take few steps of few pictures, counts that the recipe expects
+are told and not enforced, and SAM's decoder is the root's own, of random weights. All of this is in the scores'
+settings: no score of a rehearsal can pass for one of the real data.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Rehearsal(Section):
     scenes: int
     steps: int = Field(ge=1, description="of a probe's training, at most")
     batch: int = Field(ge=1, description="pictures a step of a probe's training, at most")
+    hidden: int = Field(ge=1, description="width of a probe's hidden layers, at most")
     sam: str | None = Field(description="folder of a SAM of random weights, in the data root; none: it has none")
 
 
@@ -61,8 +62,8 @@ def shortened(recipe: EvalRecipe, rehearsal: Rehearsal, data_root: Path) -> Eval
 
 def _shortened(task: TaskSettings, rehearsal: Rehearsal, data_root: Path) -> TaskSettings:
     if isinstance(task, TrainSettings):
-        few = {key: min(getattr(task, key), getattr(rehearsal, key)) for key in ("steps", "batch")}
-        return task.model_copy(update=few)
+        keys = [key for key in ("steps", "batch", "hidden") if hasattr(task, key)]
+        return task.model_copy(update={key: min(getattr(task, key), getattr(rehearsal, key)) for key in keys})
     if task.task == "sam" and rehearsal.sam is not None:
         return task.model_copy(update={"weights": str(data_root / rehearsal.sam)})
     return task
@@ -78,5 +79,5 @@ def limits(rehearsal: Rehearsal) -> str:
     sam = "" if rehearsal.sam is None else "; SAM's decoder has random weights"
     return (
         f"seed {rehearsal.seed}, --scenes {rehearsal.scenes}; probes take at most {rehearsal.steps} steps of "
-        f"{rehearsal.batch} pictures; expected counts are not enforced{sam}"
+        f"{rehearsal.batch} pictures and are at most {rehearsal.hidden} wide; expected counts are not enforced{sam}"
     )

@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     layouts.add_argument("out", type=Path, help="folder to write; must not exist, or be empty")
     about = "pictures of a part of a data set, about; 4 or more"
-    layouts.add_argument("--scenes", type=_positive, default=8, help=about)
+    layouts.add_argument("--scenes", type=_positive, default=6, help=about)
     layouts.add_argument("--workers", **workers)
 
     teachers = _command(

@@ -33,7 +33,7 @@ def recipe(tmp_path):
 
 def mark(root, **changes) -> Rehearsal:
     told = Rehearsal(
-        what="a test", command="none", version=1, seed=0, scenes=4, steps=3, batch=2, sam="sam_random"
+        what="a test", command="none", version=1, seed=0, scenes=4, steps=3, batch=2, hidden=8, sam="sam_random"
     ).model_copy(update=changes)
     root.mkdir(exist_ok=True)
     (root / MARKER).write_text(told.model_dump_json())
@@ -46,7 +46,7 @@ def test_a_rehearsal_is_short_and_says_so_everywhere(recipe, tmp_path, capsys):
     assert evaluate([str(recipe), "teacher:tabletop_clip", "--data-root", str(root), "--out", str(out)]) == 0
     console = capsys.readouterr().out
     assert console.splitlines()[0].startswith(WORDS) and WORDS in console.splitlines()[-2]
-    assert "at most 3 steps of 2 pictures" in console.splitlines()[0]
+    assert "at most 3 steps of 2 pictures and are at most 8 wide" in console.splitlines()[0]
     assert "tabletop/val" in console and "holds 8 pictures; the recipe expects 5000" in console  # told, and scored
     scores = {score.task: score for score in load_folder(out / "scores")}
     steps = {task: score.settings.get("steps") for task, score in scores.items()}
