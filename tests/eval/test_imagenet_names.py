@@ -85,8 +85,8 @@ def test_the_layout_has_the_thousand_codes_and_the_reader_their_names(root):
     assert [(Image.open(file).format, Image.open(file).mode) for file in first] == [
         ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGB"),
     ]  # fmt: skip
-    pictures = [train.image(index).float().mean() for index in range(3)]  # a CMYK file read inside out would be dark
-    assert float(max(pictures) - min(pictures)) < 60
+    pictures = [train.image(index).float().mean() for index in range(3)]  # a CMYK file read inside out: 175 and more
+    assert all(40 < float(mean) < 170 for mean in pictures)
 
 
 def test_zero_shot_is_far_above_chance_with_the_published_names(accuracy):

@@ -14,6 +14,7 @@ from PIL import Image
 from eval.__main__ import main as evaluate
 from eval.config import load_recipe
 from eval.datasets.split import IGNORE
+from eval.scores import load_folder
 from eval.suite import Suite
 from eval.tabletop.kinds import KINDS
 from eval.tabletop.layouts import (
@@ -38,6 +39,10 @@ from teachers.errors import UserError
 from tests.conftest import ROOT
 
 PLAN = Plan(seed=3, scenes=4)
+SEEDED = (
+    "ade20k", "ade20k_1024", "voc", "cityscapes", "depth", "normals", "pascal_context", "nyudv2", "vqav2", "gqa",
+    "detection",
+)  # fmt: skip
 YEAR = r"20\d\d_\d{6}"
 PUBLISHED = {  # data set → the names of its files, as its authors publish them
     "imagenet": [r"train/n\d{8}/(n\d{8})_\d+\.JPEG", r"val/n\d{8}/ILSVRC2012_val_000\d{5}\.JPEG"],
@@ -54,7 +59,7 @@ PUBLISHED = {  # data set → the names of its files, as its authors publish the
         r"leftImg8bit/(train|val)/([a-z]+)/\2_\d{6}_\d{6}_leftImg8bit\.png",
         r"gtFine/(train|val)/([a-z]+)/\2_\d{6}_\d{6}_gtFine_((labelIds|instanceIds|color)\.png|polygons\.json)",
     ],
-    "coco2014": [r"dataset_coco\.json", r"(train|val)2014/COCO_\12014_\d{12}\.jpg"],
+    "coco2014": [r"dataset_coco\.json", r"(?P<part>train|val)2014/COCO_(?P=part)2014_\d{12}\.jpg"],
     "flickr30k": [r"dataset_flickr30k\.json", r"flickr30k-images/\d{10}\.jpg"],
     "navi_v1": [
         r"\w+/(wild_set|multiview-\d\d-\w+)/(images/\d{3}\.jpg|(depth|masks)/\d{3}\.png|annotations\.json)"
@@ -74,7 +79,7 @@ PUBLISHED = {  # data set → the names of its files, as its authors publish the
     ],
     "vqav2": [
         r"v2_OpenEnded_mscoco_(train|val)2014_questions\.json", r"v2_mscoco_(train|val)2014_annotations\.json",
-        r"(train|val)2014/COCO_\12014_\d{12}\.jpg",
+        r"(?P<part>train|val)2014/COCO_(?P=part)2014_\d{12}\.jpg",
     ],
     "gqa": [r"(train|testdev)_balanced_questions\.json", r"images/n?\d+\.jpg"],
     "coco": [r"annotations/(instances|captions)_(train|val)2017\.json", r"(train|val)2017/\d{12}\.jpg"],
@@ -244,6 +249,7 @@ def test_navi(suite):
     split = suite.split("navi", "val")
     own = sorted(items(navi, "wild"), key=lambda item: (item.key, item.number))
     assert split.count == len(own) and len(split.view_pairs) == split.count // 4
+    assert all(0 < pair.angle < 120 for pair in split.view_pairs)
     for index in (0, split.count - 1):
         found = navi.scene_of(PLAN, own[index])
         mask, thing = found.instances == 1, found.things[0]
@@ -310,6 +316,34 @@ def test_pascal_context(suite):
         assert np.abs(normals[known] - found.normals[known]).max() < 0.02  # of eight bits
         assert split.boundary(index).any()
     assert heads >= PLAN.scenes // 2
+
+
+# --- the recipe ------------------------------------------------------------------------------------------------------
+
+SMALL = [
+    "data.imagenet.train_limit=40", "data.imagenet.val_limit=40", "tasks.zero_shot.templates=['a photo of a {}']",
+    *(f"tasks.{task}.size=64" for task in ("ade20k", "ade20k_1024", "voc", "cityscapes", "keypoints", "detection")),
+    *(f"tasks.{task}.seeds=[0]" for task in SEEDED), *(f"tasks.{task}.steps=3" for task in SEEDED),
+    *(f"tasks.{task}.hidden=32" for task in ("depth", "normals", "nyudv2", "pascal_context", "detection")),
+    *(f"tasks.{task}.labels=16" for task in ("ade20k", "ade20k_1024", "voc", "cityscapes", "depth", "normals")),
+    *(f"tasks.{task}.labels=16" for task in ("nyudv2", "pascal_context")), "tasks.detection.cells=16",
+    *(f"tasks.{task}.thresholds=3" for task in ("nyudv2", "pascal_context")), "pictures.count=0", "threads=1",
+]  # fmt: skip
+
+
+def test_every_task_of_the_full_recipe_gives_a_figure(root, tmp_path):
+    """At small sizes, and of a teacher; `python -m eval recipes/eval/full.yaml` itself takes minutes."""
+    settings = [word for setting in [*SMALL, f"cache={tmp_path}/cache"] for word in ("--set", setting)]
+    models = ["teacher:tabletop_clip", "--baseline", "tabletop_clip", "--data-root", str(root)]
+    recipe = str(ROOT / "recipes/eval/full.yaml")
+    assert evaluate([recipe, *models, "--out", str(tmp_path / "out"), *settings]) == 0
+    scores = load_folder(tmp_path / "out" / "scores")
+    assert not any(score.error for score in scores) and len(scores) == 24
+    assert {score.task for score in scores if not score.metrics} == {"match", "fidelity", "sam"}  # want other models
+    groups = {score.group for score in scores if score.counts}
+    assert groups == {"Classification", "Dense", "Probe3D", "Retrieval", "Pascal Context", "NYUDv2", "VQA"}
+    figures = {score.task: score.metrics for score in scores}
+    assert figures["coco_retrieval"]["image→text R@1"].value > 50  # chance 12.5
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------

@@ -6,13 +6,15 @@ is one annotation of many things, and a training box has no area.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eval.tabletop.kinds import KINDS
-from eval.tabletop.layouts.common import Item, Plan, parts_of, polygons, save_jpeg, save_json, scene
+from eval.tabletop.layout import draw
+from eval.tabletop.layouts.common import Item, Plan, parts_of, polygons, save_jpeg, save_json, scene, split_of
 from eval.tabletop.render import Scene
 
 FOLDER = "coco"
@@ -27,7 +29,10 @@ def items(plan: Plan) -> list[Item]:
 
 
 def scene_of(plan: Plan, item: Item) -> Scene:
-    return scene(plan, "coco", item.part, item.number, SIZES[item.number % len(SIZES)])
+    index = item.number
+    if item.number % 8 == CROWDED:  # one with enough things for a crowd
+        index = next(i for i in itertools.count(1000 * item.number) if _things(plan, item.part, i) > 2)
+    return scene(plan, "coco", item.part, index, SIZES[item.number % len(SIZES)])
 
 
 def id_of(item: Item) -> int:
@@ -53,7 +58,7 @@ def annotations(item: Item, found: Scene) -> list[dict[str, Any]]:
         return []
     masks = [found.instances == number for number in range(1, len(found.things) + 1)]
     kinds = [CATEGORIES[KINDS.index(thing.kind)] for thing in found.things]
-    if item.number % 8 == CROWDED and len(masks) > 1:  # the main thing, and all others in a heap
+    if item.number % 8 == CROWDED:  # the main thing, and all others in a heap
         things = [_thing(item, masks[0], kinds[0]), _crowd(item, np.any(masks[1:], axis=0), kinds[1])]
     else:
         things = [_thing(item, mask, kind) for mask, kind in zip(masks, kinds) if mask.any()]
@@ -87,6 +92,10 @@ def names() -> list[dict[str, Any]]:
         for number, name in enumerate(listed)
         if name not in ("__background__", "N/A")
     ]
+
+
+def _things(plan: Plan, part: str, index: int) -> int:
+    return len(draw(plan.seed, split_of("coco", part), index)[0].things)
 
 
 def _thing(item: Item, mask: np.ndarray, category: int) -> dict[str, Any]:

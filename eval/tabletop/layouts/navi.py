@@ -39,7 +39,8 @@ def scene_of(plan: Plan, item: Item) -> Scene:
     there = where.things[0]
     x, y, _ = there.position
     position = np.array([x, y, -found.shape.bottom * found.scale], np.float32)
-    layout = replace(where, things=[replace(found, position=position, yaw=there.yaw)])
+    yaw = found.yaw + there.yaw / (2 * np.pi) - 0.5  # half a radian to either side: most views pair up within 120°
+    layout = replace(where, things=[replace(found, position=position, yaw=yaw)])
     return render_layout(layout, camera, SIZE, seed=plan.seed, split=split_of(data, "wild"), index=item.number, view=0)
 
 
