@@ -14,7 +14,6 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from eval.config import EvalRecipe
-from eval.probes import TrainSettings
 from eval.task_settings import TaskSettings
 from radio_distill.documents import Section
 from teachers.errors import UserError
@@ -34,7 +33,7 @@ class Rehearsal(Section):
     version: int = Field(description="of the writer: the same command of another version writes other files")
     seed: int
     scenes: int
-    steps: int = Field(ge=1, description="of a probe's training, at most")
+    steps: int = Field(ge=1, description="of a probe's training, at most (of a linear classifier's solver, too)")
     batch: int = Field(ge=1, description="pictures a step of a probe's training, at most")
     hidden: int = Field(ge=1, description="width of a probe's hidden layers, at most")
     sam: str | None = Field(description="folder of a SAM of random weights, in the data root; none: it has none")
@@ -61,8 +60,8 @@ def shortened(recipe: EvalRecipe, rehearsal: Rehearsal, data_root: Path) -> Eval
 
 
 def _shortened(task: TaskSettings, rehearsal: Rehearsal, data_root: Path) -> TaskSettings:
-    if isinstance(task, TrainSettings):
-        keys = [key for key in ("steps", "batch", "hidden") if hasattr(task, key)]
+    keys = [key for key in ("steps", "batch", "hidden") if hasattr(task, key)]
+    if keys:
         return task.model_copy(update={key: min(getattr(task, key), getattr(rehearsal, key)) for key in keys})
     if task.task == "sam" and rehearsal.sam is not None:
         return task.model_copy(update={"weights": str(data_root / rehearsal.sam)})
