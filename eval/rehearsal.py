@@ -1,7 +1,7 @@
 """A data root of rendered stand-ins (`python -m eval.tabletop layouts`) → an evaluation that only rehearses.
 
 The stand-ins' root holds `rehearsal.json`. Where it is there, the suite runs the same code on the same recipe, with
-real readers, sizes and tasks. But probes are narrow and take few steps of few pictures, counts that the recipe expects
+real readers, sizes and tasks. But probes are narrow and take few large steps of few pictures, counts that the recipe expects
 are told and not enforced, and SAM's decoder is the root's own, of random weights. All of this is in the scores'
 settings: no score of a rehearsal can pass for one of the real data.
 """
@@ -36,6 +36,7 @@ class Rehearsal(Section):
     steps: int = Field(ge=1, description="of a probe's training, at most (of a linear classifier's solver, too)")
     batch: int = Field(ge=1, description="pictures a step of a probe's training, at most")
     hidden: int = Field(ge=1, description="width of a probe's hidden layers, at most")
+    lr: float = Field(gt=0, description="learning rate of a probe's training, at least: few steps must lead somewhere")
     sam: str | None = Field(description="folder of a SAM of random weights, in the data root; none: it has none")
 
 
@@ -60,9 +61,11 @@ def shortened(recipe: EvalRecipe, rehearsal: Rehearsal, data_root: Path) -> Eval
 
 
 def _shortened(task: TaskSettings, rehearsal: Rehearsal, data_root: Path) -> TaskSettings:
-    keys = [key for key in ("steps", "batch", "hidden") if hasattr(task, key)]
+    keys = [key for key in ("steps", "batch", "hidden", "lr") if hasattr(task, key)]
     if keys:
-        return task.model_copy(update={key: min(getattr(task, key), getattr(rehearsal, key)) for key in keys})
+        bounds = {key: max if key == "lr" else min for key in keys}
+        changes = {key: bound(getattr(task, key), getattr(rehearsal, key)) for key, bound in bounds.items()}
+        return task.model_copy(update=changes)
     if task.task == "sam" and rehearsal.sam is not None:
         return task.model_copy(update={"weights": str(data_root / rehearsal.sam)})
     return task

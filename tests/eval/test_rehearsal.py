@@ -33,7 +33,7 @@ def recipe(tmp_path):
 
 def mark(root, **changes) -> Rehearsal:
     told = Rehearsal(
-        what="a test", command="none", version=1, seed=0, scenes=4, steps=3, batch=2, hidden=8, sam="sam_random"
+        what="a test", command="none", version=1, seed=0, scenes=4, steps=3, batch=2, hidden=8, lr=0.02, sam="sam_random"
     ).model_copy(update=changes)
     root.mkdir(exist_ok=True)
     (root / MARKER).write_text(told.model_dump_json())
@@ -52,6 +52,7 @@ def test_a_rehearsal_is_short_and_says_so_everywhere(recipe, tmp_path, capsys):
     steps = {task: score.settings.get("steps") for task, score in scores.items()}
     assert steps == {"knn": None, "seg": 3, "short": 2, "sam": None}
     assert (scores["seg"].settings["batch"], scores["short"].settings["batch"]) == (2, 1)
+    assert scores["seg"].settings["lr"] == 0.02
     assert scores["sam"].settings["weights"] == str(root / "sam_random")
     assert all(score.settings["rehearsal"] == {"seed": 0, "scenes": 4, "version": 1} for score in scores.values())
     assert (out / "report.md").read_text().splitlines()[0].startswith("**REHEARSAL on rendered stand-ins")
