@@ -1,9 +1,9 @@
 """A data root of rendered stand-ins (`python -m eval.tabletop layouts`) → an evaluation that only rehearses.
 
 The stand-ins' root holds `rehearsal.json`. Where it is there, the suite runs the same code on the same recipe, with
-real readers, sizes and tasks. But probes are narrow and take few large steps of few pictures, counts that the recipe expects
-are told and not enforced, and SAM's decoder is the root's own, of random weights. All of this is in the scores'
-settings: no score of a rehearsal can pass for one of the real data.
+real readers, picture sizes and tasks. But probes are narrow and take few, large steps of few pictures, counts that the
+recipe expects are told and not enforced, and SAM's decoder is the root's own, of random weights. All of this is in the
+scores' settings: no score of a rehearsal can pass for one of the real data.
 """
 
 from __future__ import annotations

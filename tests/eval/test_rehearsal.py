@@ -33,8 +33,9 @@ def recipe(tmp_path):
 
 def mark(root, **changes) -> Rehearsal:
     told = Rehearsal(
-        what="a test", command="none", version=1, seed=0, scenes=4, steps=3, batch=2, hidden=8, lr=0.02, sam="sam_random"
-    ).model_copy(update=changes)
+        what="a test", command="none", version=1, seed=0, scenes=4, steps=3, batch=2, hidden=8, lr=0.02,
+        sam="sam_random",
+    ).model_copy(update=changes)  # fmt: skip
     root.mkdir(exist_ok=True)
     (root / MARKER).write_text(told.model_dump_json())
     return told
