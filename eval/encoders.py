@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -87,11 +88,11 @@ def nearest_size(encoder: Encoder, wanted: Size | None) -> Size:
 
 def _sizes_near(patch: int, wanted: Size) -> Iterator[Size]:
     """Multiples of a patch, the nearest first, then of several (a sharpened encoder's); then ever smaller ones."""
-    longest = max(wanted)
-    for share in [1.0, *(side / longest for side in range(longest - 1, 0, -1) if side % patch == 0)]:
-        for factor in range(1, MOST_TILES + 1):
-            step = patch * factor
-            yield tuple(max(round(side * share / step), 1) * step for side in wanted)
+    longest, factors = max(wanted), range(1, MOST_TILES + 1)
+    smaller = [side / longest for side in range(longest - 1, 0, -1) if side % patch == 0]
+    for factor, share in [*((factor, 1.0) for factor in factors), *itertools.product(factors, smaller)]:
+        step = patch * factor
+        yield tuple(max(round(side * share / step), 1) * step for side in wanted)
 
 
 def open_models(specs: Sequence[str], device: torch.device | str = "cpu") -> list[Model]:
