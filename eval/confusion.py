@@ -51,7 +51,8 @@ def miou(confusions: np.ndarray, frequent: int, split: Split) -> MetricScore:
 
     def mean(sums: np.ndarray) -> np.ndarray:
         occurs = sums.sum(axis=-1) > 0
-        return 100.0 * np.nanmean(np.where(occurs, ious(sums), np.nan), axis=-1)
+        found = np.where(occurs, ious(sums), 0.0).sum(axis=-1)
+        return 100.0 * found / occurs.sum(axis=-1)  # NaN for a resample in which nothing counts
 
     constant = np.zeros_like(confusions[0])
     constant[:, frequent] = truth

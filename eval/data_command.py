@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from eval import rehearsal
 from eval.config import load_recipe
 from eval.datasets.split import TRUTHS, WORDS
 from eval.suite import Suite
@@ -21,6 +22,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     recipe, path = load_recipe(arguments.recipe, arguments.set)
     suite = Suite(recipe, Path(), Path(arguments.data_root or recipe.data_root).expanduser())
+    if suite.rehearsal is not None:
+        print(rehearsal.WORDS)
     print(f"{path}: {len(recipe.datasets)} data sets below {suite.data_root}")
     absent = [name for name in recipe.datasets if not _tell(suite, name)]
     print(f"\nabsent: {', '.join(absent)}" if absent else "\nall there")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
@@ -71,13 +72,11 @@ def everything(encoder: Encoder, images: Tensor) -> dict[str, Features]:
 
 
 def nearest_size(encoder: Encoder, wanted: Size | None) -> Size:
-    """The size that `encoder` takes nearest to `wanted` (None: its native one)."""
+    """The size that `encoder` takes nearest to `wanted` (None: its native one), smaller where that is too large."""
     if wanted is None or not encoder.resolution_flexible:
         return encoder.native_size
     refusal = None
-    for factor in range(1, MOST_TILES + 1):  # a sharpened encoder takes multiples of patch × factor
-        step = encoder.patch_size * factor
-        size = tuple(max(round(side / step), 1) * step for side in wanted)
+    for size in _sizes_near(encoder.patch_size, wanted):
         try:
             encoder.check_size(size)
         except UserError as error:
@@ -85,6 +84,15 @@ def nearest_size(encoder: Encoder, wanted: Size | None) -> Size:
         else:
             return size
     raise refusal
+
+
+def _sizes_near(patch: int, wanted: Size) -> Iterator[Size]:
+    """Multiples of a patch, the nearest first, then of several (a sharpened encoder's); then ever smaller ones."""
+    longest, factors = max(wanted), range(1, MOST_TILES + 1)
+    smaller = [side / longest for side in range(longest - 1, 0, -1) if side % patch == 0]
+    for factor, share in [*((factor, 1.0) for factor in factors), *itertools.product(factors, smaller)]:
+        step = patch * factor
+        yield tuple(max(round(side * share / step), 1) * step for side in wanted)
 
 
 def open_models(specs: Sequence[str], device: torch.device | str = "cpu") -> list[Model]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from eval.datasets.split import Split
 from eval.encoders import device_of, everything
 from radio_distill.console import duration
+from radio_distill.engine import choose_precision
 from radio_distill.teacher_cache import checksum_of
 from radio_distill.views import centre_crop, resize
 from teachers.errors import UserError
@@ -118,6 +119,11 @@ class Stored:
         return torch.stack(rows).float()
 
 
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether a device has bf16 arithmetic: a CPU without it emulates it, nine times slower than fp32."""
+    return choose_precision("auto", device)[0] == "bf16"
+
+
 class FeatureCache:
     """Extracts what is missing and reads what is there.
 
@@ -200,7 +206,8 @@ class FeatureCache:
     def _forward(self, encoder: Encoder, pictures: Tensor) -> dict[str, Tensor | None]:
         device = device_of(encoder)
         images = pictures.to(device).float().div_(255)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bf16"):
+        half = self.dtype == "bf16" and computes_in_bf16(device)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
             answers = everything(encoder, images)
         outputs: dict[str, Tensor | None] = {}
         for head, features in answers.items():

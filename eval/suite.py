@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eval import rehearsal
 from eval.config import EvalRecipe
 from eval.datasets import DATASETS
 from eval.datasets.split import Split
 from eval.encoders import Model, device_name
 from eval.examples import save_examples
 from eval.feature_cache import FeatureCache
+from eval.rehearsal import Rehearsal
 from eval.scores import Score, libraries, recall, save, score_file, score_key, show
 from eval.tasks import TASKS
 from eval.tasks.task import Context, NotApplicable, TaskSettings
@@ -41,16 +43,20 @@ class Cell:
 
 @dataclass
 class Suite:
-    """A recipe, opened: where its data, features and scores are."""
+    """A recipe, opened: where its data, features and scores are; shortened where the data are rendered stand-ins."""
 
     recipe: EvalRecipe
     out: Path
     data_root: Path
     say: object = print
     commit: str = "unknown"
+    rehearsal: Rehearsal | None = field(default=None, init=False)
     _splits: dict[tuple[str, str], Split] = field(default_factory=dict)
 
     def __post_init__(self):
+        self.rehearsal = rehearsal.read(self.data_root)
+        if self.rehearsal is not None:
+            self.recipe = rehearsal.shortened(self.recipe, self.rehearsal, self.data_root)
         folder = Path(self.recipe.cache).expanduser()
         self.features = FeatureCache(folder, self.recipe.precision, self.recipe.batch, self.say)
 
@@ -64,9 +70,17 @@ class Suite:
                 raise
             except Exception as error:  # of a file that no reader foresaw: it must not cost the whole report
                 raise UserError(f"{data}/{part} ({config.kind}) cannot be read: {_unforeseen(error)}") from error
-            check_expected(split, config)
+            self._check_expected(split, config)
             self._splits[data, part] = split
         return self._splits[data, part]
+
+    def _check_expected(self, split: Split, config: Section) -> None:
+        try:
+            check_expected(split, config)
+        except UserError as error:
+            if self.rehearsal is None:
+                raise
+            self.say(f"rehearsal: {error.what}; the recipe expects {error.expected.split(',')[0]}")
 
     def cells(self, models: Sequence[Model]) -> list[Cell]:
         """The whole table, model by model."""
@@ -103,7 +117,8 @@ class Suite:
     def settings(self, cell: Cell) -> dict[str, Any]:
         """All that figures depend on and that a recipe says: the task's settings, and a precision that is not full."""
         precise = self.recipe.precision == "fp32"
-        return figures_settings(cell.settings) | ({} if precise else {"precision": self.recipe.precision})
+        stood_in = {} if self.rehearsal is None else rehearsal.settings(self.rehearsal)
+        return figures_settings(cell.settings) | ({} if precise else {"precision": self.recipe.precision}) | stood_in
 
     def partners(self, cell: Cell) -> list[str]:
         """Identities of the other encoders that the figures depend on."""

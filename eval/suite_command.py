@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from eval import harness, published
+from eval import harness, published, rehearsal
 from eval.config import EvalRecipe, keys_text, load_recipe
 from eval.delta_m import Metric
 from eval.encoders import FORMS, Model, open_models
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
     device = device_called(arguments.device)
     out = Path(arguments.out or f"runs/eval/{path.stem}").expanduser()
     suite = Suite(recipe, out, Path(arguments.data_root or recipe.data_root).expanduser(), _say, commit())
+    announce(suite)
     models = open_models(arguments.models, device)
     baseline = arguments.baseline or models[0].name
     imported = harness.imported_scores(arguments.imported, models, arguments.imported_group)
@@ -45,6 +46,12 @@ def main(argv: list[str]) -> int:
     about = {"title": path.stem, "command": command, "common": arguments.common}
     refused = _report(suite, models, scores, baseline=baseline, **about)
     return 1 if any(score.error for score in scores) else 2 if refused else 0
+
+
+def announce(suite: Suite) -> None:
+    """Say that this is a rehearsal, where it is one."""
+    if suite.rehearsal is not None:
+        _say(f"{rehearsal.WORDS} ({suite.data_root / rehearsal.MARKER}: {rehearsal.limits(suite.rehearsal)})")
 
 
 def device_called(name: str | None) -> str:
@@ -136,6 +143,8 @@ def _report(
     for score in scores:
         if score.error:
             _say(f"FAILED {score.model}, {score.task}: {score.error}")
+    if suite.rehearsal is not None:
+        _say(rehearsal.WORDS)
     if refused:
         _say(f"NOT against the baseline that was asked for: {refused}")
     _say(f"report: {report}")

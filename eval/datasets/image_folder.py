@@ -1,4 +1,8 @@
-"""ImageFolder layout (ImageNet): `train/<class>/*.jpg`, `val/<class>/*.jpg` → pictures with labels."""
+"""ImageFolder layout (ImageNet): `train/<class>/*.jpg`, `val/<class>/*.jpg` → pictures with labels.
+
+Classes are called as their folders are. Folders called by WordNet's codes (n01440764), as ImageNet's, get their names
+in words (tench): the 1000 of CLIP's evaluation, else WordNet's own first word. `names` puts others in their place.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from eval.datasets.split import Split, choose, files_identity, find_root, list_images, read_image
+from eval.datasets.wordnet import in_words
 from radio_distill.documents import Section
 from teachers.errors import UserError
 from teachers.features import identity_of
@@ -23,7 +28,11 @@ class Config(Section):
     path: str = Field(description="its folder, below data_root")
     train: str = Field("train", description="sub-folder of the training pictures")
     val: str = Field("val", description="sub-folder of the test pictures")
-    names: str | None = Field(None, description="text file in the folder: class folder, tab, name in words")
+    names: str | None = Field(
+        None,
+        description="text file in the folder: class folder, tab, name in words; none = the folders' names, and of "
+        "WordNet codes (n01440764) the published names",
+    )
     train_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="use so many pictures, drawn once")
     val_limit: Annotated[int, Field(ge=1)] | None = Field(None, description="the same of the test pictures")
     get: str = Field("ImageNet-1k is at https://image-net.org (free for research)", description="where to get it")
@@ -47,7 +56,7 @@ def open_split(name: str, config: Config, data_root: Path, part: str) -> Split:
     return Split(
         data=name, part=part, count=len(pairs), source=f"{root} ({folder.name})",
         identity=files_identity([file for file, _ in pairs], root, classes),
-        truth_identity=identity_of({}, names) if config.names else "",
+        truth_identity=identity_of({}, names) if names != _as_folders(classes) else "",
         image=lambda index: read_image(pairs[index][0]), label=lambda index: pairs[index][1], class_names=names,
     )  # fmt: skip
 
@@ -66,9 +75,13 @@ def _pictures(folder: Path) -> list[Path]:
     return files
 
 
+def _as_folders(classes: list[str]) -> tuple[str, ...]:
+    return tuple(name.replace("_", " ") for name in classes)
+
+
 def _names(root: Path, file: str | None, classes: list[str]) -> tuple[str, ...]:
     if file is None:
-        return tuple(name.replace("_", " ") for name in classes)
+        return in_words(classes)
     try:
         lines = (root / file).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eval import harness, published
+from eval import harness, published, rehearsal
 from eval.delta_m import Table
 from eval.encoders import Model
 from eval.scores import Score
@@ -124,4 +124,9 @@ def commits(scores: Sequence[Score]) -> str:
 
 def synthetic(suite: Suite) -> bool:
     """Whether pictures were rendered."""
-    return any(config.kind == "tabletop" for config in suite.recipe.datasets.values())
+    return suite.rehearsal is not None or any(config.kind == "tabletop" for config in suite.recipe.datasets.values())
+
+
+def rehearsed(suite: Suite) -> str:
+    """That this is a rehearsal, and what is not as on the real data; nothing where it is none."""
+    return "" if suite.rehearsal is None else f"{rehearsal.WORDS} Here {rehearsal.limits(suite.rehearsal)}."

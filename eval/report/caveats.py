@@ -10,9 +10,11 @@ from eval.estimate import Estimate
 from eval.report.differences import SIGN_ONLY, UNRESOLVED, certainty
 from eval.report.lines import Line
 from eval.scores import Score
+from eval.tasks.zero_shot import ALIKE, NUMBERS
 from teachers.errors import UserError
 
 FEW = 100  # test pictures, below which an interval is itself a rough guess
+SHOWN = 8  # names of classes that a warning lists, at most
 MANY = 20  # tested differences, from which on one of them is expected to look real by chance
 
 
@@ -34,7 +36,7 @@ def caveats(
         refused: why `baseline` is not the one that was asked for.
     """
     found = [
-        _another_baseline(baseline, refused), _trained_once(scores), _idle_baseline(lines, baseline),
+        _another_baseline(baseline, refused), *_names(scores), _trained_once(scores), _idle_baseline(lines, baseline),
         *_too_small(rows, lines, baseline), _many(rows, baseline), _few(lines), _chance(lines),
     ]  # fmt: skip
     return [caveat for caveat in found if caveat is not None]
@@ -45,6 +47,23 @@ def _another_baseline(baseline: str, refused: UserError | None) -> Caveat | None
         return None
     items = (f"expected: {refused.expected}",) if refused.expected else ()
     return Caveat("Not the baseline that was asked for.", f"All is against {baseline}, because {refused.what}.", items)
+
+
+def _names(scores: Sequence[Score]) -> list[Caveat]:
+    """Classes that no text can be right for: of one name, or called by numbers."""
+    found = []
+    for fact, head, text in (
+        (ALIKE, "Classes of one name.", "No text tells them apart: pictures of all but the first count as wrong."),
+        (NUMBERS, "Classes called by numbers.", "Zero-shot asks for the number itself; `names:` gives them words."),
+    ):  # fmt: skip
+        of_task = {score.task: score.facts[fact] for score in scores if score.facts.get(fact)}
+        items = tuple(f"{task}: {_listed(names)}" for task, names in of_task.items())
+        found += [Caveat(head, text, items)] if items else []
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _trained_once(scores: Sequence[Score]) -> Caveat | None:

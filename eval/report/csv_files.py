@@ -25,13 +25,17 @@ def scores_csv(scores: Sequence[Score]) -> str:
         row = score.model_dump(include=set(COLUMNS)) | {
             "seed": score.seed if score.seeded else "",
             "size": "x".join(map(str, score.facts["size"])) if "size" in score.facts else "",
-            "note": "" if score.metrics else reason(score),
+            "note": "; ".join(filter(None, (_rehearsed(score), "" if score.metrics else reason(score)))),
         }
         for name, figure in score.metrics.items() or [("", None)]:
             extra = {} if figure is None else figure.model_dump(exclude={"resamples", "error", "counts"})
             counts = {} if figure is None else {"in_delta": "yes" if figure.counts else "no"}
             writer.writerow(row | {"metric": name} | extra | counts)
     return buffer.getvalue()
+
+
+def _rehearsed(score: Score) -> str:
+    return "rehearsal on rendered stand-ins" if "rehearsal" in score.settings else ""
 
 
 def delta_csv(table: Table) -> str:

@@ -87,7 +87,8 @@ def _content(
         "caveats": caveats(scores, rows, counted, baseline, refused), "sources": about.sources(table),
         "lines": counted, "shown": shown, "differences": metric_lines(rows, shown_rows, baseline),
         "notes": absences(scores, rows), "protocols": about.described_protocols(suite, scores),
-        "synthetic": about.synthetic(suite), "commit": about.commits(scores), "libraries": about.versions(scores),
+        "synthetic": about.synthetic(suite), "rehearsal": about.rehearsed(suite),
+        "commit": about.commits(scores), "libraries": about.versions(scores),
         "seconds": sum(score.seconds for score in scores),
     }  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Command line of the tabletop: `shards` renders training data, `teachers` trains the two tiny towers, `show` looks."""
+"""Command line of the tabletop: `shards` renders training data, `layouts` a data root for the full benchmark's recipe,
+`teachers` trains the two tiny towers, `show` draws scenes."""
 
 from __future__ import annotations
 
@@ -21,6 +22,18 @@ def _shards(args: argparse.Namespace) -> None:
     megabytes = sum(path.stat().st_size for path in paths) / 1e6
     print(f"{args.scenes} scenes of {args.size}×{args.size} in {len(paths)} shards, {megabytes:.1f} MB:")
     print(f"  {args.out}/{args.split}-{{00000..{len(paths) - 1:05d}}}.tar")
+
+
+def _layouts(args: argparse.Namespace) -> None:
+    from eval.tabletop.layouts import LAYOUTS, write
+
+    made = write(args.out, args.scenes, args.seed, args.workers)
+    files = [file for file in args.out.rglob("*") if file.is_file()]
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    print(f"{args.out}{'' if made else ' is there already'}: {len(files)} files, {megabytes:.0f} MB")
+    for name, layout in LAYOUTS.items():
+        print(f"  {name:15} {layout.FOLDER}/")
+    print(f"next:\n  python -m eval recipes/eval/full.yaml MODEL... --baseline NAME --data-root {args.out}")
 
 
 def _teachers(args: argparse.Namespace) -> None:
@@ -81,6 +94,18 @@ def parser() -> argparse.ArgumentParser:
     shards.add_argument("--per-shard", type=_positive, default=250, help="scenes a tar")
     shards.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the pictures (jpg: quality 95)")
     shards.add_argument("--workers", **workers)
+
+    layouts = _command(
+        commands, "layouts", _layouts,
+        "Render stand-ins for every data set of recipes/eval/full.yaml, in their published layouts: the whole "
+        "benchmark can then be rehearsed without the data. No figure of a rehearsal says anything about a model.",
+        "python -m eval.tabletop layouts data/rehearsal\n"
+        "  python -m eval recipes/eval/full.yaml teacher:tabletop_clip runs/a --data-root data/rehearsal",
+    )  # fmt: skip
+    layouts.add_argument("out", type=Path, help="folder to write; must not exist, or be empty")
+    about = "pictures of a part of a data set, about; 4 or more"
+    layouts.add_argument("--scenes", type=_positive, default=6, help=about)
+    layouts.add_argument("--workers", **workers)
 
     teachers = _command(
         commands, "teachers", _teachers, "Train and measure the two tiny towers, a CLIP and a SigLIP.",

@@ -111,6 +111,11 @@ def _fair(areas: ndarray) -> bool:
     return main >= _MAIN_SHARE * _COARSE**2 and main >= _MAIN_LEAD * rest and areas.min() >= _VISIBLE
 
 
+def main_thing(seed: int, split: str, index: int) -> Thing:
+    """The main thing of a scene, without the rest: to look for scenes of a kind or a colour."""
+    return _draw_thing(numpy_rng("tabletop", seed, split, index, "main"))
+
+
 def draw(seed: int, split: str, index: int, view: int = 0) -> tuple[Layout, Camera]:
     """The scene of that seed, split and index, and the camera of its `view` (0 is the one it was composed for)."""
     where = ("tabletop", seed, split, index)

@@ -110,10 +110,15 @@ def render(seed: int, split: str, index: int, size: int | tuple[int, int] = 128,
         size: side in pixels, or (height, width); the shorter side's field of view is always the same.
         view: 0, or the number of another camera on the same scene.
     """
+    layout, camera = draw(seed, split, index, view)
+    return render_layout(layout, camera, size, seed=seed, split=split, index=index, view=view)
+
+
+def render_layout(layout: Layout, camera: Camera, size: int | tuple[int, int] = 128, **where) -> Scene:
+    """A scene that was put together otherwise; `where` names it (seed, split, index, view)."""
     from eval.tabletop.captions import captions, questions
 
     height, width = size = (size, size) if isinstance(size, int) else tuple(size)
-    layout, camera = draw(seed, split, index, view)
     things = layout.things
     y, x = np.mgrid[:height, :width].reshape(2, -1).astype(np.float32) + np.float32(0.5)
     rays = camera.rays(x, y, height, width)
@@ -132,7 +137,7 @@ def render(seed: int, split: str, index: int, size: int | tuple[int, int] = 128,
     depth = (camera.rotation[2] @ rays) * hits.distance
     scene_facts = (things, camera, size)
     return Scene(
-        seed=seed, split=split, index=index, view=view, image=image, label=KINDS.index(things[0].kind), things=things,
+        **where, image=image, label=KINDS.index(things[0].kind), things=things,
         instances=instances, semantic=semantic, parts=part_of[instances, hits.solid.reshape(size)],
         saliency=instances == 1, boundaries=_edges(hits.thing.reshape(size)),
         depth=depth.reshape(size), normals=np.ascontiguousarray(local_normals.T).reshape(height, width, 3),

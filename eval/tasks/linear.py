@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -48,6 +49,7 @@ class Settings(TaskSettings):
     grid: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(
         [1e-4, 1e-3, 1e-2, 1e-1, 1.0], description="C, the inverse strength of the regularisation; the best is chosen"
     )
+    steps: Annotated[int, Field(ge=1)] = Field(MOST_STEPS, description="of L-BFGS, at most, a classifier")
     small: Annotated[int, Field(ge=0)] = Field(
         200_000_000, description="pictures × width × classes up to which scikit-learn solves it; beyond, torch does"
     )
@@ -65,7 +67,7 @@ def run(ctx: Context) -> Result:
         raise UserError(f"all pictures of {train} are of one class", expected="at least two to tell apart")
     features, questions = (ctx.features(part, "backbone.summary").all().to(ctx.device) for part in ("train", "val"))
     small = features.numel() * len(known) <= settings.small
-    solve = with_scikit if small else with_torch
+    solve = partial(with_scikit if small else with_torch, steps=settings.steps)
     strength = choose(features, labels, settings.grid, solve)
     mean, deviation = moments(features)
     weights, intercepts = solve((features - mean) / deviation, labels, strength)
@@ -113,14 +115,14 @@ def held_out(labels: Tensor) -> Tensor:
     return held & (labels.bincount()[labels] > 1)
 
 
-def with_scikit(features: Tensor, labels: Tensor, strength: float) -> Fit:
+def with_scikit(features: Tensor, labels: Tensor, strength: float, steps: int = MOST_STEPS) -> Fit:
     """The classifier of least C · Σ cross-entropy + ½ ‖W‖²; fp64, on the CPU until it is found."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     classes = int(labels.max()) + 1
     # Two classes make scikit-learn fit w = w₁ − w₀ alone under ½ ‖w‖², twice what ½ (‖w₀‖² + ‖w₁‖²) amounts to.
-    model = LogisticRegression(C=strength * (2 if classes == 2 else 1), max_iter=MOST_STEPS, tol=TOLERANCE)
+    model = LogisticRegression(C=strength * (2 if classes == 2 else 1), max_iter=steps, tol=TOLERANCE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # what is not settled after so many steps hardly matters
         model.fit(features.double().cpu().numpy(), labels.numpy())
@@ -130,14 +132,14 @@ def with_scikit(features: Tensor, labels: Tensor, strength: float) -> Fit:
     return weights.to(features), intercepts.to(features)
 
 
-def with_torch(features: Tensor, labels: Tensor, strength: float) -> Fit:
+def with_torch(features: Tensor, labels: Tensor, strength: float, steps: int = MOST_STEPS) -> Fit:
     """The same where the features are, in their precision; logits are made a block of pictures at a time."""
     classes, labels = int(labels.max()) + 1, labels.to(features.device)
     weights = features.new_zeros(classes, features.shape[1], requires_grad=True)
     intercepts = features.new_zeros(classes, requires_grad=True)
     rows = max(BLOCK // classes, 1)
     optimizer = torch.optim.LBFGS(
-        [weights, intercepts], max_iter=MOST_STEPS, max_eval=2 * MOST_STEPS, history_size=20,
+        [weights, intercepts], max_iter=steps, max_eval=2 * steps, history_size=20,
         tolerance_grad=TOLERANCE, tolerance_change=1e-10, line_search_fn="strong_wolfe",
     )  # fmt: skip
 

@@ -107,6 +107,13 @@ def test_a_model_gets_the_nearest_size_that_it_takes():
     assert nearest_size(encoder, (64, 64)) == (16, 16)
 
 
+def test_a_model_that_a_size_is_too_large_for_gets_the_largest_like_it(tmp_path):
+    student = open_model(str(write_student(tmp_path))).encoder  # patch 8, at most 64 pixels a side
+    assert nearest_size(student, (512, 512)) == (64, 64)
+    assert nearest_size(student, (512, 1024)) == (32, 64)
+    assert nearest_size(student, (64, 40)) == (64, 40)
+
+
 def test_a_sharpened_teacher_is_opened_with_the_teacher_that_its_run_names(tmp_path):
     from featsharp.config import SharpenerConfig
     from featsharp.sharpener import Sharpener

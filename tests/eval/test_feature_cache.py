@@ -156,3 +156,18 @@ def test_crop_keeps_the_middle_and_stretch_keeps_everything():
 def test_stored_counts_its_pictures(cache):
     assert isinstance(cache.get(Truth(), VIEW, "backbone.summary"), Stored)
     assert len(cache.get(Truth(), VIEW, "backbone.summary")) == 48
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bf16_is_computed_only_where_the_device_has_it(cache, monkeypatch, has):
+    """A CPU without it would emulate it, nine times slower; files are bf16 either way."""
+    seen = []
+
+    class Watched(Truth):
+        def see(self, pixels):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().see(pixels)
+
+    monkeypatch.setattr(feature_cache, "computes_in_bf16", lambda device: has)
+    FeatureCache(cache.folder, "bf16", batch=48, say=cache.said.append).get(Watched(), VIEW, "backbone.summary")
+    assert set(seen) == {has}
