@@ -85,13 +85,13 @@ def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chain")
     for split, scenes in (("train", 32), ("heldout", 4)):
         write(folder / "data", scenes, 0, split=split, per_shard=16)
-    common = [f"statistics={{batches: 4, cache: {folder}/statistics}}", "heldout.samples=4", "output.log=2", "threads=1",
-              f"heldout.shards={folder}/data/heldout-*.tar"]  # fmt: skip
+    common = [f"statistics={{batches: 4, cache: {folder}/statistics}}", "heldout.samples=4", "output.log=2",
+              "threads=1", f"heldout.shards={folder}/data/heldout-*.tar"]  # fmt: skip
     data = f"{folder}/data/train-*.tar"
     sharpener = ["featsharp/tabletop_clip.yaml", f"run={folder}/runs/featsharp/clip_2x", "stages.0.steps=2",
                  "stages.0.warmup=1", f"streams.train.shards={data}", "streams.train.batch=4"]  # fmt: skip
     assert train([*sharpener, *common]) == 0
-    student = ["tabletop_radio_l", f"run={folder}/runs/radio_l", "optim.warmup=1",
+    student = ["tabletop_radio_l", f"run={folder}/runs/radio_l", "optim.warmup=1", "student.stem=linear",
                f"teachers.dfn_clip.sharpen={folder}/runs/featsharp/clip_2x"]  # fmt: skip
     for number in range(3):
         student += [f"stages.{number}.steps=2", f"stages.{number}.freeze_trunk=1"]
