@@ -38,10 +38,15 @@ ARMS = {
     arm.name: arm
     for arm in (
         Arm("both", "every teacher in both streams"),
-        Arm("split", "CLIP low, SigLIP high", ("streams.low.teachers=[clip]", "streams.high.teachers=[siglip]")),
-        Arm("swapped", "SigLIP low, CLIP high", ("streams.low.teachers=[siglip]", "streams.high.teachers=[clip]")),
+        # The low stream sharpens nobody.
+        Arm("split", "CLIP low, SigLIP high", (
+            "streams.low.teachers=[clip]", "streams.high.teachers=[siglip]", "teachers.clip.sharpen=none",
+        )),
+        Arm("swapped", "SigLIP low, CLIP high", (
+            "streams.low.teachers=[siglip]", "streams.high.teachers=[clip]", "teachers.siglip.sharpen=none",
+        )),
     )
-}
+}  # fmt: skip
 BASE = "both"
 KINDS = {  # of error → as the plot's axes call it
     "feature error": "feature error ↓ (constant: 1)",

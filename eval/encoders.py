@@ -71,12 +71,16 @@ def everything(encoder: Encoder, images: Tensor) -> dict[str, Features]:
         return {BACKBONE: encoder(images)}
 
 
-def nearest_size(encoder: Encoder, wanted: Size | None) -> Size:
-    """The size that `encoder` takes nearest to `wanted` (None: its native one), smaller where that is too large."""
+def nearest_size(encoder: Encoder, wanted: Size | None, smaller: bool = False) -> Size:
+    """The size that `encoder` takes nearest to `wanted` (None: its native one).
+
+    Where all near ones are too large: `UserError`, or with `smaller` the largest of that aspect that it takes. A score
+    at another size would pass for one at the size that the recipe names, so that is for rehearsals.
+    """
     if wanted is None or not encoder.resolution_flexible:
         return encoder.native_size
     refusal = None
-    for size in _sizes_near(encoder.patch_size, wanted):
+    for size in _sizes_near(encoder.patch_size, wanted, smaller):
         try:
             encoder.check_size(size)
         except UserError as error:
@@ -86,11 +90,11 @@ def nearest_size(encoder: Encoder, wanted: Size | None) -> Size:
     raise refusal
 
 
-def _sizes_near(patch: int, wanted: Size) -> Iterator[Size]:
+def _sizes_near(patch: int, wanted: Size, smaller: bool) -> Iterator[Size]:
     """Multiples of a patch, the nearest first, then of several (a sharpened encoder's); then ever smaller ones."""
     longest, factors = max(wanted), range(1, MOST_TILES + 1)
-    smaller = [side / longest for side in range(longest - 1, 0, -1) if side % patch == 0]
-    for factor, share in [*((factor, 1.0) for factor in factors), *itertools.product(factors, smaller)]:
+    shares = [side / longest for side in range(longest - 1, 0, -1) if side % patch == 0] if smaller else []
+    for factor, share in [*((factor, 1.0) for factor in factors), *itertools.product(factors, shares)]:
         step = patch * factor
         yield tuple(max(round(side * share / step), 1) * step for side in wanted)
 

@@ -2,8 +2,9 @@
 
 The stand-ins' root holds `rehearsal.json`. Where it is there, the suite runs the same code on the same recipe, with
 real readers, picture sizes and tasks. But probes are narrow and take few, large steps of few pictures, counts that the
-recipe expects are told and not enforced, and SAM's decoder is the root's own, of random weights. All of this is in the
-scores' settings: no score of a rehearsal can pass for one of the real data.
+recipe expects are told and not enforced, a student that cannot take a size is shown the largest that it takes, and
+SAM's decoder is the root's own, of random weights. All of this is in the scores' settings: no score of a rehearsal can
+pass for one of the real data.
 """
 
 from __future__ import annotations
@@ -81,5 +82,6 @@ def limits(rehearsal: Rehearsal) -> str:
     sam = "" if rehearsal.sam is None else "; SAM's decoder has random weights"
     return (
         f"seed {rehearsal.seed}, --scenes {rehearsal.scenes}; probes take at most {rehearsal.steps} steps of "
-        f"{rehearsal.batch} pictures and are at most {rehearsal.hidden} wide; expected counts are not enforced{sam}"
+        f"{rehearsal.batch} pictures and are at most {rehearsal.hidden} wide; expected counts are not enforced; sizes "
+        f"that are too large for a model are made smaller{sam}"
     )

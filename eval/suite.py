@@ -95,7 +95,8 @@ class Suite:
         def split(part: str) -> Split:
             return self.split(cell.settings.data, part)
 
-        return Context(cell.model, cell.settings, cell.seed, split, self.features, cell.module.FIT)
+        rehearsed = self.rehearsal is not None
+        return Context(cell.model, cell.settings, cell.seed, split, self.features, cell.module.FIT, rehearsed)
 
     def data_identity(self, cell: Cell) -> str:
         """Of the parts that the task uses, and of how they are read; "absent" where they cannot be opened (the task

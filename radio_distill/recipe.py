@@ -59,7 +59,10 @@ class StreamConfig(Section):
         description="paths, globs, brace ranges, s3:// or pipe: addresses of tar shards, or a weighted mix of them"
     )
     batch: Positive = Field(description="images a rank and step")
-    size: list[SizeKey] = Field(description="student sizes in pixels; one is drawn a batch, the same on all ranks")
+    size: list[SizeKey] = Field(
+        description="student sizes in pixels; one is drawn a batch, the same on all ranks (task: sharpen has sizes of its "
+        "own: the teacher's, times the factor)"
+    )
     sharpen: bool = Field(False, description="whether teachers with a sharpener use it in this stream")
     teachers: Annotated[list[str], Field(min_length=1)] | None = Field(
         None, description="names of the teachers of this stream; none = all, which keeps a student from mode switching"
@@ -243,14 +246,20 @@ def _sharpening(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 def _names(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Streams of stages and teachers of streams must be there, and every one of them used."""
+    unknown = False  # a misspelt name leaves the right one unused: that is one mistake
     for number, stage in enumerate(recipe.stages):
         for name in stage.streams or ():
             if name not in recipe.streams:
+                unknown = True
                 yield f"stages.{number}.streams", f"no stream {name!r} among {', '.join(recipe.streams)}"
     for stream, config in recipe.streams.items():
         for name in config.teachers or ():
             if name not in recipe.teachers:
+                unknown = True
                 yield f"streams.{stream}.teachers", f"no teacher {name!r} among {', '.join(recipe.teachers)}"
+    if unknown:
+        return
+    for stream in recipe.streams:
         if all(stage.streams is not None and stream not in stage.streams for stage in recipe.stages):
             yield f"streams.{stream}", "is in no stage"
     used = {name for stream in recipe.streams for name in recipe.teachers_of(stream)}

@@ -8,6 +8,7 @@ size, a bias, layer scales), the weights are converted, exactly where that is po
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -100,7 +101,12 @@ def _from_timm(source: str, meta: bool = False) -> tuple[RadioSpec, dict[str, Te
     name, _, weights = source.removeprefix(TIMM).partition(":")
     network = build(name=source, model=name, weights=weights or None, meta=meta).network
     try:
-        args, state = _as_hub(network)
+        with torch.device("meta") if meta else nullcontext():
+            args, state = _as_hub(network)
+            for name in ("norm_mean", "norm_std"):  # numbers that the description wants
+                if meta:
+                    values = torch.tensor(network.pretrained_cfg[name.removeprefix("norm_")], device="cpu")
+                    state[f"input_conditioner.{name}"] = values.view(3, 1, 1)
         spec = spec_from_checkpoint(args, state)
         return spec, {} if meta else from_hub(spec, state)
     except UserError as error:

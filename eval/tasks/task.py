@@ -79,12 +79,13 @@ class Context:
     split: Callable[[str], Split]  # "train" or "val" → that part of the task's data
     cache: FeatureCache
     fit: str  # crop, stretch or pad
+    rehearsed: bool = False  # on stand-ins: a size that is too large for the model is made smaller
 
     @property
     def size(self) -> Size:
         """The size that the model is shown."""
         wanted = self.settings.size
-        return nearest_size(self.model.encoder, None if wanted == "native" else wanted)
+        return nearest_size(self.model.encoder, None if wanted == "native" else wanted, smaller=self.rehearsed)
 
     @property
     def device(self) -> torch.device:

@@ -132,16 +132,8 @@ def _sharpener_mistakes(recipe: Recipe, teachers: dict[str, Teacher]) -> Iterato
     from featsharp.task import SharpenObjective
 
     [(name, teacher)] = teachers.items()
-    [(stream, config)] = recipe.streams.items()
+    [config] = recipe.streams.values()
     found: list[UserError] = []
-    size = tuple(side * recipe.sharpener.factor for side in teacher.base.native_size)
-    if list(config.size) != [size]:
-        given = ", ".join("×".join(map(str, one)) for one in config.size)
-        yield UserError(
-            f"streams.{stream}.size is {given}; the sharp view of {name} has {size[0]}×{size[1]} pixels "
-            f"({recipe.sharpener.factor} × its {teacher.base.native_size[0]}×{teacher.base.native_size[1]})",
-            todo=f"set streams.{stream}.size={size[0] if size[0] == size[1] else list(size)}",
-        )
     with collected(found, "sharpener"), torch.device("meta"):
         SharpenObjective(teacher.base, recipe.sharpener, seed=recipe.seed, device="meta")
     with collected(found, "statistics.batches"):

@@ -352,6 +352,8 @@ def compare_with_plan(recipe: Recipe, source: str, say: Callable[[str], None]) -
     mistakes, teachers = find_mistakes(recipe)
     if mistakes:
         raise refusal(source, mistakes)
+    say(f"rehearsal of {source}: a step of every stage at true size, on tensors without values")
+    say("\n".join(f"  {line}" for line in _stand_ins(recipe)))
     with _where("a step of the plan"):
         plan = make_plan(recipe, find_mistakes(recipe)[1])
     found = Findings()
@@ -375,9 +377,6 @@ def compare_with_plan(recipe: Recipe, source: str, say: Callable[[str], None]) -
 def print_rehearsal(recipe: Recipe, source: str) -> int:
     """`rehearse=true`: every stage's step on the console, beside the plan; exit code 0. Mistakes raise `UserError`."""
     begun = time.perf_counter()
-    print(f"rehearsal of {source}: a step of every stage at true size, on tensors without values")
-    for line in _stand_ins(recipe):
-        print(f"  {line}")
     found = compare_with_plan(recipe, source, lambda text: print(text, flush=True))
     print(f"export: {found.export / 2**30:.2f} GiB, written and read back")
     missing, spent = find_missing(recipe), time.perf_counter() - begun

@@ -107,11 +107,13 @@ def test_a_model_gets_the_nearest_size_that_it_takes():
     assert nearest_size(encoder, (64, 64)) == (16, 16)
 
 
-def test_a_model_that_a_size_is_too_large_for_gets_the_largest_like_it(tmp_path):
+def test_a_model_that_a_size_is_too_large_for_gets_the_largest_like_it_in_a_rehearsal_only(tmp_path):
     student = open_model(str(write_student(tmp_path))).encoder  # patch 8, at most 64 pixels a side
-    assert nearest_size(student, (512, 512)) == (64, 64)
-    assert nearest_size(student, (512, 1024)) == (32, 64)
-    assert nearest_size(student, (64, 40)) == (64, 40)
+    assert nearest_size(student, (512, 512), smaller=True) == (64, 64)
+    assert nearest_size(student, (512, 1024), smaller=True) == (32, 64)
+    assert nearest_size(student, (64, 40), smaller=True) == nearest_size(student, (64, 40)) == (64, 40)
+    with pytest.raises(UserError, match="cannot take images of 512×512"):
+        nearest_size(student, (512, 512))
 
 
 def test_a_sharpened_teacher_is_opened_with_the_teacher_that_its_run_names(tmp_path):

@@ -44,8 +44,8 @@ def test_a_mistyped_key_stops_everything_before_it_starts(trial, refused):
 def test_everything_that_is_missing_is_named_at_once_with_what_to_type(trial, refused, tmp_path):
     said = refused(
         f"streams.low.shards={tmp_path}/nowhere/t-000.tar", f"heldout.shards={tmp_path}/h-*.tar",
-        "teachers.a.sharpen=runs/no", "teachers.b.weights=/no/file.safetensors",
-        "teachers.b.encoder=timm", "teachers.b.options={model: vit_tiny_patch16_224}",
+        "teachers.a.sharpen=runs/no", "streams.high.sharpen=true", "teachers.b.weights=/no/file.safetensors",
+        "teachers.b.encoder=timm", "teachers.b.options={model: vit_tiny_patch16_224}", "statistics.batches=9",
     )  # fmt: skip
     assert "cannot start" in said and "4 missing" in said and "Nothing was started" in said
     assert f"streams.low.shards: there is no shard '{tmp_path}/nowhere/t-000.tar'" in said

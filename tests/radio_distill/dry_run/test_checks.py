@@ -155,7 +155,6 @@ def test_a_sharpener_that_no_stream_uses_is_no_sharpener(trial):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        (["streams.train.size=640"], "the sharp view of dfn_clip has 756×756 pixels (2 × its 378×378)"),
         (["sharpener.fusion.heads=3"], "fusion.heads is 3, which does not suit"),
         (["statistics.batches=1", "streams.train.batch=1"], "729 were seen for 1280 channels of dfn_clip"),
         (["teachers.dfn_clip.options.image_size=377"], "no multiple of its patch size 14"),
