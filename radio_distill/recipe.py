@@ -60,8 +60,8 @@ class StreamConfig(Section):
     )
     batch: Positive = Field(description="images a rank and step")
     size: list[SizeKey] = Field(
-        description="student sizes in pixels; one is drawn a batch, the same on all ranks (task: sharpen has sizes of its "
-        "own: the teacher's, times the factor)"
+        description="student sizes in pixels; one is drawn a batch, the same on all ranks (task: sharpen: not used, "
+        "its views are factor times what the teacher sees)"
     )
     sharpen: bool = Field(False, description="whether teachers with a sharpener use it in this stream")
     teachers: Annotated[list[str], Field(min_length=1)] | None = Field(

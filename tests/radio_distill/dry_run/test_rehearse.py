@@ -47,7 +47,8 @@ def test_every_stage_is_stepped_frozen_and_free_at_every_size(trial, tmp_path):
 OPTIONS = {
     "plain": [],
     "everything": [
-        "stages=[{steps: 4, freeze_trunk: 2}]", "streams.high.size=[[48,64]]", "optim.ema=0.9", "optim.accumulate=2", "loss.shift=0.5", "loss.mesa.weight=1", "loss.balance=adaloss",
+        "stages=[{steps: 4, freeze_trunk: 2}]", "streams.high.size=[[48,64]]",
+        "optim.ema=0.9", "optim.accumulate=2", "loss.shift=0.5", "loss.mesa.weight=1", "loss.balance=adaloss",
         "student.spectral=true", "student.activation_checkpointing=true", "student.damp=0.01", "student.depth=4",
         "student.windows=[0,2]", "student.global_blocks=2", "streams.high.letterbox=true", "loss.summary=balanced",
         "statistics.mode=running", "statistics.steps=3", "statistics.refresh=1", "optim.name=lamb", "loss.relational=1",
