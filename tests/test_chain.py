@@ -107,7 +107,8 @@ def test_the_chain_in_small_ends_in_a_report(small):
     run = small / "runs/radio_l"
     for form in ("hf", "hub"):
         assert export.main([str(run), "--format", form]) == 0
-    overrides = [f"cache={small}/features", "data.tabletop.train=24", "data.tabletop.val=16"]
+    overrides = [f"cache={small}/features", "data.tabletop.train=24", "data.tabletop.val=16",
+                 "tasks.segmentation.steps=20"]  # fmt: skip
     models = [f"student={run}", f"hub={run}/student.pth.tar", "teacher:tabletop_clip"]
     options = [word for override in overrides for word in ("--set", override)]
     out = small / "report"

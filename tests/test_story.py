@@ -83,7 +83,7 @@ def test_the_report_compares_student_and_baseline(world, student):
 
     arguments = recipe(world, "quickstart.yaml", "baseline", 4, low=8, high=2)
     assert train([*arguments, "teachers.clip.sharpen=bilinear"]) == 0
-    small = [f"cache={world}/features", "data.tabletop.train=24", "data.tabletop.val=16"]
+    small = [f"cache={world}/features", "data.tabletop.train=24", "data.tabletop.val=16", "tasks.segmentation.steps=20"]
     overrides = [word for override in small for word in ("--set", override)]
     models = [str(student), str(world / "baseline"), f"untrained:{student}"]
     out = world / "report"

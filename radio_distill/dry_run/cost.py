@@ -1,18 +1,20 @@
 """Networks and image sizes → what they cost: operations and bytes, counted part by part on tensors without memory.
 
 Teachers and sharpeners are run as they are. Of the student two shallow ones are run, and its own depth is drawn from
-them as a straight line: its blocks are alike. A rehearsal (`rehearse=true`) runs the whole step, and checks this.
+them as a straight line: its blocks are alike. Of many sizes three are run, and the others drawn from them as a
+parabola. A rehearsal (`rehearse=true`) runs the whole step, and checks this.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
+from numpy.polynomial import Polynomial
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -55,22 +57,46 @@ class Cost:
 # Teachers ---------------------------------------------------------------------------------------------------------
 
 
-def teacher_cost(sights: Sights, name: str, stream: str, size: Size, meter: Meter) -> Cost:
-    """A teacher, sharpened if the stream asks for it, beside a student that sees `size`."""
+def teacher_costs(sights: Sights, name: str, stream: str, meter: Meter) -> dict[Size, Cost]:
+    """A teacher, sharpened if the stream asks for it, beside a student of every size of a stream."""
     config, teacher = sights.recipe.streams[stream], sights.teachers[name]
-    shown = sights.view(stream, size).teachers[name].size
-    images = torch.empty(config.batch, 3, *shown)
+    shown = {size: sights.view(stream, size).teachers[name].size for size in config.size}
 
-    def call() -> Features:
-        with torch.no_grad(), sights.precision():
-            seen = teacher.see(images, config.sharpen)
-            return Features(seen.summary, teacher.phi_s(seen.spatial))
+    def measured(size: Size) -> Usage:
+        images = torch.empty(config.batch, 3, *size)
 
-    flops, peak = meter.measure(call)
-    grid = teacher.grid(sights.grid(size), config.sharpen)
-    result = BYTES * config.batch * (teacher.base.dims.spatial * grid[0] * grid[1] + (teacher.base.dims.summary or 0))
-    share, passes = 1 / len(config.size), _passes(teacher, shown, config.sharpen)
-    return Cost(name, stream, size, shown, grid, config.batch, flops, peak, peak, result, share, passes)
+        def call() -> Features:
+            with torch.no_grad(), sights.precision():
+                seen = teacher.see(images, config.sharpen)
+                return Features(seen.summary, teacher.phi_s(seen.spatial))
+
+        return meter.measure(call)
+
+    canvas = teacher.config.fit != "resize"  # its cost jumps where one picture more fits beside another
+    usages = {size: measured(size) for size in set(shown.values())} if canvas else at_sizes(shown.values(), measured)
+    costs = {}
+    for size in config.size:
+        seen, grid = shown[size], teacher.grid(sights.grid(size), config.sharpen)
+        flops, peak = usages[seen]
+        held = config.batch * (teacher.base.dims.spatial * grid[0] * grid[1] + (teacher.base.dims.summary or 0))
+        share, passes = 1 / len(config.size), _passes(teacher, seen, config.sharpen)
+        costs[size] = Cost(name, stream, size, seen, grid, config.batch, flops, peak, peak, BYTES * held, share, passes)
+    return costs
+
+
+def at_sizes(sizes: Iterable[Size], measured: Callable[[Size], Usage]) -> dict[Size, Usage]:
+    """What something takes at every image size: of more than three, the rest by the parabola through three.
+
+    What a ViT computes is a parabola of its tokens: attention is quadratic in them, and all else linear.
+    """
+    ordered = sorted(set(sizes), key=math.prod)
+    few = {ordered[0], ordered[len(ordered) // 2], ordered[-1]}
+    if len(ordered) == len(few) or len({math.prod(size) for size in few}) < len(few):  # no parabola to lay through
+        return {size: measured(size) for size in ordered}
+    usages = {size: measured(size) for size in few}
+    pixels = [math.prod(size) for size in usages]
+    flops, peak = (Polynomial.fit(pixels, column, 2) for column in zip(*usages.values()))
+    return {n: usages.get(n) or Usage(flops(math.prod(n)), peak(math.prod(n))) for n in ordered}
 
 
 def _passes(teacher: Teacher, size: Size, sharpen: bool) -> str:
@@ -98,20 +124,32 @@ class StudentCosts:
         # Windows are added to the count below: a shallow student has too few blocks for them.
         self.shallow = {depth: RadioModel(replace(spec, depth=depth)) for depth in depths}
 
-    def costs(self, stream: str, size: Size, targets: dict[str, Size]) -> Iterator[Cost]:
-        """The student, and its average where the loss asks for that; `targets`: the grid of every teacher's map."""
+    def costs(self, stream: str, targets: dict[Size, dict[str, Size]]) -> Iterator[Cost]:
+        """The student at every size of a stream, and its average where the loss asks for that.
+
+        Args:
+            targets: by the student's size, the grid of every teacher's map.
+        """
         config = self.recipe.streams[stream]
-        grid, share = self.sights.grid(size), 1 / len(config.size)
-        flops, peak = self._deep(lambda model: self._trained(model, stream, size, targets))
-        later = peak
-        if self.several and size == max(config.size, key=math.prod):  # memory is for the largest
-            later = self._deep(lambda model: self._trained(model, stream, size, targets, later=True)).peak
-        flops += mean_window_flops(self.recipe, self.spec, grid, config.batch)
-        yield Cost("student", stream, size, size, grid, config.batch, flops, peak, later, 0, share, TRAINED)
-        if self.recipe.loss.mesa.weight:
-            flops, peak = self._deep(lambda model: self._average(model, config.batch, size))
-            what = "1 pass (MESA)"
-            yield Cost("its average", stream, size, size, grid, config.batch, flops, peak, peak, 0, share, what)
+        batch, share, largest = config.batch, 1 / len(config.size), max(config.size, key=math.prod)
+
+        def trained(size: Size, later: bool = False) -> Usage:
+            return self._deep(lambda model: self._trained(model, stream, size, targets[size], later))
+
+        def average(size: Size) -> Usage:
+            return self._deep(lambda model: self._average(model, batch, size))
+
+        usages = at_sizes(config.size, trained)
+        averages = at_sizes(config.size, average) if self.recipe.loss.mesa.weight else {}
+        for size in config.size:
+            grid, (flops, peak) = self.sights.grid(size), usages[size]
+            flops += mean_window_flops(self.recipe, self.spec, grid, batch)
+            later = trained(size, later=True).peak if self.several and size == largest else peak  # memory is for these
+            yield Cost("student", stream, size, size, grid, batch, flops, peak, later, 0, share, TRAINED)
+            if averages:
+                flops, peak = averages[size]
+                what = "1 pass (MESA)"
+                yield Cost("its average", stream, size, size, grid, batch, flops, peak, peak, 0, share, what)
 
     def _deep(self, measure: Callable[[RadioModel], Usage]) -> Usage:
         found = {depth: measure(model) for depth, model in self.shallow.items()}
@@ -120,9 +158,7 @@ class StudentCosts:
         (low, high), (one, two) = SHALLOW, found.values()
         return Usage(*(a + (b - a) * (self.spec.depth - low) / (high - low) for a, b in zip(one, two)))
 
-    def _trained(
-        self, model: RadioModel, stream: str, size: Size, targets: dict[str, Size], later: bool = False
-    ) -> Usage:
+    def _trained(self, model: RadioModel, stream: str, size: Size, targets: dict[str, Size], later: bool) -> Usage:
         """Forward, losses and backward of a micro-batch; attention sees the whole grid."""
         names, batch = self.recipe.teachers_of(stream), self.recipe.streams[stream].batch
         view = self.sights.view(stream, size)

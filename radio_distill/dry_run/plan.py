@@ -20,7 +20,7 @@ from radio_distill.dry_run.cost import (
     mean_window_flops,
     measured_speed,
     sharpener_costs,
-    teacher_cost,
+    teacher_costs,
     window_flops,
 )
 from radio_distill.dry_run.fake import bytes_of, fake_tensors
@@ -122,10 +122,10 @@ def make_plan(recipe: Recipe, teachers: Mapping[str, Teacher]) -> Plan:
 def _student_plan(students: StudentCosts) -> Iterator[Cost]:
     recipe, sights = students.recipe, students.sights
     for stream, config in recipe.streams.items():
-        for size in config.size:
-            rows = {n: teacher_cost(sights, n, stream, size, students.meter) for n in recipe.teachers_of(stream)}
-            yield from students.costs(stream, size, {name: row.grid for name, row in rows.items()})
-            yield from rows.values()
+        rows = {name: teacher_costs(sights, name, stream, students.meter) for name in recipe.teachers_of(stream)}
+        grids = {size: {name: row[size].grid for name, row in rows.items()} for size in config.size}
+        yield from students.costs(stream, grids)
+        yield from (row[size] for size in config.size for row in rows.values())
 
 
 def count(module: nn.Module) -> int:

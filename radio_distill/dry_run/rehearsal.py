@@ -179,9 +179,11 @@ def _undisturbed(recipe: Recipe) -> Recipe:
 def _steps(recipe: Recipe, objective: Objective, stage: int) -> Iterator[tuple[int, dict[str, int]]]:
     """Which steps of a stage are rehearsed, and which batch each stream gives in it.
 
-    The first, if the trunk is frozen in it, and one in which everything is on, with the largest sizes and the smallest.
+    One in which everything is on, with the largest sizes. With the smallest: the first, where the trunk is frozen in
+    it, else another in which everything is on, if a stream begins in this stage.
     """
     config, streams = recipe.stages[stage], recipe.streams_of(stage)
+    begun = {name for earlier in range(stage) for name in recipe.streams_of(earlier)}
     before = sum(one.steps for one in recipe.stages[:stage])
     mesa = max(0, recipe.loss.mesa.start - before) if recipe.loss.mesa.weight else 0
     all_on = min(max(config.freeze_trunk, mesa), config.steps - 1)
@@ -192,7 +194,7 @@ def _steps(recipe: Recipe, objective: Objective, stage: int) -> Iterator[tuple[i
     if config.freeze_trunk:
         yield 0, small
     yield all_on, large
-    if small != large:
+    if not config.freeze_trunk and any(small[name] != large[name] for name in streams.keys() - begun):
         yield all_on, small
 
 
@@ -355,7 +357,7 @@ def compare_with_plan(recipe: Recipe, source: str, say: Callable[[str], None]) -
     say(f"rehearsal of {source}: a step of every stage at true size, on tensors without values")
     say("\n".join(f"  {line}" for line in _stand_ins(recipe)))
     with _where("a step of the plan"):
-        plan = make_plan(recipe, find_mistakes(recipe)[1])
+        plan = make_plan(recipe, teachers)
     found = Findings()
 
     def note(step: Step) -> None:

@@ -48,14 +48,14 @@ OPTIONS = {
     "plain": [],
     "everything": [
         "stages=[{steps: 4, freeze_trunk: 2}]", "streams.high.size=[[48,64]]",
-        "optim.ema=0.9", "optim.accumulate=2", "loss.shift=0.5", "loss.mesa.weight=1", "loss.balance=adaloss",
+        "optim.ema=0.9", "loss.shift=0.5", "loss.mesa.weight=1", "loss.balance=adaloss",
         "student.spectral=true", "student.activation_checkpointing=true", "student.damp=0.01", "student.depth=4",
         "student.windows=[0,2]", "student.global_blocks=2", "streams.high.letterbox=true", "loss.summary=balanced",
         "statistics.mode=running", "statistics.steps=3", "statistics.refresh=1", "optim.name=lamb", "loss.relational=1",
         "teachers.a.sharpen=tile", "streams.high.sharpen=true", "student.cpe_max=128", "precision=bf16",
     ],
     "others": [
-        "streams.high.size=[[48,64]]",
+        "streams.high.size=[[48,64]]", "optim.accumulate=2",
         "loss.balance=uncertainty", "loss.teacher_drop=0.5", "loss.feature=hybrid", "loss.normalise=global",
         "optim.name=nadam", "teachers.b.head={features: attention, up: 2}", "student.width=64", "loss.grid=teacher",
         "student.summary_tokens=one", "student.stem=conv", "student.spectral_heads=true", "student.drop_path=0.1",
