@@ -15,4 +15,5 @@ if __name__ == "__main__":
 else:
     from featsharp import sharpen
 
+    sharpen.__spec__ = __spec__  # importlib.util.find_spec asks what stands in sys.modules
     sys.modules[__name__] = sharpen  # else an import of this module would hide the function behind it

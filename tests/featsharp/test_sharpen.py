@@ -1,6 +1,7 @@
 """The public door `featsharp.sharpen`: what it returns, that no import hides it, and what it says of bad input."""
 
 import importlib
+import importlib.util
 import json
 import runpy
 import sys
@@ -46,6 +47,7 @@ def test_importing_the_command_does_not_hide_the_function(monkeypatch):
     from featsharp.sharpen import __doc__ as text  # what reads a module still finds its way
 
     assert "finer map" in text
+    assert importlib.util.find_spec("featsharp.sharpen").origin.endswith("sharpen.py")
 
 
 def test_python_m_featsharp_sharpen_still_sharpens_pictures(adapter, tmp_path, monkeypatch, capsys):
