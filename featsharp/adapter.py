@@ -6,7 +6,6 @@ Shapes: B images, C the teacher's width, h w its grid, f factor, H W pixels.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from teachers.features import Encoder, has_values
 from teachers.phi_s import PhiS
 from teachers.spectral import folded_state, reparametrise
 from teachers.weight_files import read_tensors, save_tensors
+from teachers.written_folders import FolderWriter
 
 KIND, VERSION = "featsharp-adapter", 1
 WEIGHTS, CONFIG = "adapter.safetensors", "config.json"
@@ -69,15 +69,15 @@ def save(
     fidelity: Mapping[str, float] | None = None,
     downsampler: nn.Module | None = None,
 ) -> None:
-    """Write `folder`: the weights, and a config that names their teacher. Earlier files survive a failure.
+    """Write `folder`: the weights, and a config that names their teacher. An earlier sharpener survives a failure.
+
+    Raises `UserError` where the folder holds something else.
 
     Args:
         built_from: what `teachers.catalogue.build` was given for the encoder (`encoder`, `weights`, `options`).
         fidelity: held-out figures, see `featsharp.fidelity`.
         downsampler: what was trained along with it; without it the sharpener can be used but no longer judged.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     about = {
         "kind": KIND,
         "version": VERSION,
@@ -85,16 +85,20 @@ def save(
         "sharpener": config.model_dump(),
         "fidelity": dict(fidelity or {}),
     }
-    temporary = {CONFIG: folder / f".{CONFIG}.{os.getpid()}"}
-    for name, module in {WEIGHTS: adapter, DOWNSAMPLER: downsampler}.items():
-        if module is not None:
-            temporary[name] = folder / f".{name}.{os.getpid()}"
-            save_tensors(folded_state(module), temporary[name])
-    temporary[CONFIG].write_text(json.dumps(about, indent=2) + "\n")
-    if downsampler is None:
-        (folder / DOWNSAMPLER).unlink(missing_ok=True)  # an earlier adapter's
-    for name, path in temporary.items():
-        os.replace(path, folder / name)
+    with FolderWriter(Path(folder), is_adapter, "a sharpener", (CONFIG, WEIGHTS, DOWNSAMPLER)) as new:
+        for name, module in {WEIGHTS: adapter, DOWNSAMPLER: downsampler}.items():
+            if module is not None:
+                save_tensors(folded_state(module), new / name)
+        (new / CONFIG).write_text(json.dumps(about, indent=2) + "\n")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a sharpener that we wrote: its config says so."""
+    try:
+        about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(about, dict) and about.get("kind") == KIND
 
 
 def load(folder: Path | str, encoder: Encoder) -> tuple[Adapter, SharpenerConfig]:

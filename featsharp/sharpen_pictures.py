@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from featsharp.upsamplers.base import enlarge
 from teachers.errors import UserError
 
 FITTED = 16  # pictures whose maps the colours are fitted on
+MADE_BY = "radio-distill: featsharp.sharpen"  # said in each PNG, so that it may be replaced
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,9 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def sharpen_pictures(sharp: Sharpener, files: Sequence[Path], out: Path) -> int:
-    """Write a PNG a picture into `out`; the exit code: 0, or 1 where no picture could be read."""
+    """Write a PNG a picture into `out`; the exit code: 0, or 1 where no picture could be read.
+
+    Raises `UserError` where that would replace a file that is not of ours.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
     from teachers.pictures import PcaBasis, panel
 
+    places = names(files, out)
+    check_ours(places)
+    about = PngInfo()
+    about.add_text("Software", MADE_BY)
     seen = _look(sharp, files)
     first = list(itertools.islice(seen, FITTED))
     if first:
@@ -56,10 +66,46 @@ def sharpen_pictures(sharp: Sharpener, files: Sequence[Path], out: Path) -> int:
     written = 0
     for file, image, maps in itertools.chain(first, seen):
         pictures = [(title, basis.to_rgb(features)) for title, features in maps.items()]
-        panel([[(file.name, image), *pictures]], cell=320).save(out / f"{file.stem}.png")
+        panel([[(file.name, image), *pictures]], cell=320).save(places[file], pnginfo=about)
         written += 1
     print(f"{written} of {len(files)} pictures: {out}")
     return 0 if written else 1
+
+
+def names(files: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """Pictures → a PNG each in `out`, named as the picture; with its suffix, then its folders, where two would meet."""
+    chosen: dict[Path, str] = {}
+    for file in files:
+        parts = file.parts[:-1]
+        longer = ("_".join([*parts[-n:], file.name]).replace("/", "_") for n in range(1, len(parts) + 1))
+        taken = set(chosen.values())
+        numbered = (f"{number}_{file.name}" for number in itertools.count(2))
+        chosen[file] = next(
+            name for name in itertools.chain([file.stem, file.name], longer, numbered) if name not in taken
+        )
+    return {file: out / f"{name}.png" for file, name in chosen.items()}
+
+
+def check_ours(places: Mapping[Path, Path]) -> None:
+    """Raise `UserError` where a PNG would replace a picture that is read, or a file that we have not written."""
+    read = {file.resolve() for file in places}
+    for place in places.values():
+        if place.resolve() in read or place.exists() and not _made_here(place):
+            raise UserError(
+                f"{place} is there already, and this command has not made it: nothing was written",
+                expected="a folder for the PNGs with no other files of these names",
+                todo="name another folder with --out",
+            )
+
+
+def _made_here(file: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(file, formats=["PNG"]) as opened:
+            return opened.info.get("Software") == MADE_BY
+    except OSError:
+        return False
 
 
 def _look(sharp: Sharpener, files: Sequence[Path]) -> Iterator[tuple[Path, Tensor, dict[str, Tensor]]]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +20,16 @@ import torch
 from teachers.errors import UserError
 from teachers.radio import RadioModel
 from teachers.radio_encoder import RadioEncoder
-from teachers.radio_files import CARD, CONFIG, FORMAT, WEIGHTS, find_student
+from teachers.radio_files import CARD, CONFIG, FORMAT, WEIGHTS, find_student, is_export
 from teachers.weight_files import save_tensors
+from teachers.written_folders import FolderWriter, check_replaceable
 
 if TYPE_CHECKING:
     from radio_distill.distill import DistillObjective
 
 # Where each format lies beside a run's checkpoints.
 PLACES = {"safetensors": "export", "hub": "student.pth.tar", "hf": "hf", "onnx": "student.onnx"}
+EXPORT = "an exported student"
 
 
 def write_export(objective: DistillObjective, folder: Path) -> None:
@@ -89,7 +89,7 @@ def write_safetensors(encoder: RadioEncoder, folder: Path) -> None:
     """Our own layout: config.json, model.safetensors, and the card if there is one."""
     spec, weights = encoder.model.baked()
     config = {**encoder.config, "format": FORMAT, "spec": spec.as_dict()}
-    with replacing(folder) as new:
+    with FolderWriter(folder, is_export, EXPORT, (CONFIG, WEIGHTS, CARD)) as new:
         save_tensors(weights, new / WEIGHTS)
         (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         if encoder.card is not None:
@@ -108,31 +108,8 @@ def write_hf(encoder: RadioEncoder, folder: Path, adaptors: Sequence[str] = ()) 
     """A Hugging Face folder, for `HubStudent.from_pretrained`; `adaptors` are what it answers with by default."""
     from teachers.radio_hub import HubStudent
 
-    with replacing(folder) as new:
+    with FolderWriter(folder, is_export, EXPORT, (CONFIG, WEIGHTS, CARD)) as new:
         HubStudent(encoder, adaptors).save_pretrained(new)
-
-
-class replacing:
-    """A new folder to write into, which takes the place of `place` at the end, or vanishes where that fails."""
-
-    def __init__(self, place: Path):
-        self.place, self.new = place, place.with_name(f".{place.name}.tmp")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.new, ignore_errors=True)
-        self.new.mkdir(parents=True)
-        return self.new
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.new, ignore_errors=True)
-            return
-        old = self.place.with_name(f".{self.place.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.place.exists():
-            os.replace(self.place, old)
-        os.replace(self.new, self.place)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 # The command ------------------------------------------------------------------------------------------------------
@@ -170,8 +147,13 @@ def export(
     size: Sequence[int] | None = None,
     adaptors: Sequence[str] | None = None,
 ) -> tuple[Path, str]:
-    """Write the student of `run` (or of an exported student) as `kind`; returns the place and what there is to tell."""
+    """Write the student of `run` (or of an exported student) as `kind`; returns the place and what there is to tell.
+
+    Raises `UserError` where `out` holds what is no export, before anything is built.
+    """
     _check_options(kind, size, adaptors)
+    if out is not None:
+        _check_place(out, kind)
     if _has_checkpoints(run):
         out = out or run / PLACES[kind]
         if kind == "safetensors":
@@ -263,6 +245,20 @@ def _check_options(kind: str, size: Sequence[int] | None, adaptors: Sequence[str
         raise UserError(
             f"--adaptors does not go with --format {kind}: all heads are in its file",
             todo="leave it out, and name the adaptors where the student is loaded",
+        )
+
+
+def _check_place(out: Path, kind: str) -> None:
+    """Nothing that a user made is replaced."""
+    if kind in ("safetensors", "hf"):
+        from featsharp.adapter import is_adapter
+
+        check_replaceable(out, lambda folder: is_export(folder) or is_adapter(folder), EXPORT)
+    elif out.exists():
+        raise UserError(
+            f"{out} is there already: nothing was written",
+            expected=f"--out with the name of a new {'.onnx' if kind == 'onnx' else '.pth.tar'} file",
+            todo="name another file, or move that one away",
         )
 
 

@@ -84,6 +84,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def is_export(folder: Path) -> bool:
+    """Whether a folder holds a student that we exported: its config says so."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("format") == FORMAT
+
+
 def read_spec(path: str | Path) -> tuple[RadioSpec, dict[str, Any]]:
     """The description alone: enough to build the structure."""
     place = find_student(path)

@@ -125,6 +125,7 @@ def with_scikit(features: Tensor, labels: Tensor, strength: float, steps: int = 
     model = LogisticRegression(C=strength * (2 if classes == 2 else 1), max_iter=steps, tol=TOLERANCE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # what is not settled after so many steps hardly matters
+        warnings.filterwarnings("ignore", "The number of unique classes")  # few pictures a class are still classes
         model.fit(features.double().cpu().numpy(), labels.numpy())
     weights, intercepts = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
     if classes == 2:

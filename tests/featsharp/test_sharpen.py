@@ -50,6 +50,25 @@ def test_importing_the_command_does_not_hide_the_function(monkeypatch):
     assert importlib.util.find_spec("featsharp.sharpen").origin.endswith("sharpen.py")
 
 
+def test_each_picture_has_a_png_of_its_own_and_no_original_is_replaced(tmp_path, capsys):
+    sharp = sharpen(random_teacher(), "bilinear", 2)
+    files = [tmp_path / name for name in ("p/a.jpg", "p/a.png", "q/a.png", "r/p/a.png")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48), "red").save(file)
+    out = tmp_path / "out"
+    for _ in range(2):  # the second time over its own
+        assert sharpen_pictures.sharpen_pictures(sharp, files, out) == 0
+        assert sorted(path.name for path in out.iterdir()) == ["a.png", "a.png.png", "p_a.png.png", "q_a.png.png"]
+    before = files[1].read_bytes()
+    (out / "b.png").write_text("notes")
+    Image.new("RGB", (64, 48)).save(tmp_path / "b.jpg")
+    for pictures, folder in (([files[1]], files[1].parent), ([tmp_path / "b.jpg"], out), ([out / "a.png"], out)):
+        with pytest.raises(UserError, match="nothing was written"):
+            sharpen_pictures.sharpen_pictures(sharp, pictures, folder)
+    assert files[1].read_bytes() == before and (out / "b.png").read_text() == "notes"
+
+
 def test_python_m_featsharp_sharpen_still_sharpens_pictures(adapter, tmp_path, monkeypatch, capsys):
     picture, out = tmp_path / "red.png", tmp_path / "out"
     Image.new("RGB", (90, 60), "red").save(picture)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,13 +92,31 @@ def test_the_command_exports_a_run_that_is_not_finished(trial, capsys):
     assert "holds no checkpoint" in capsys.readouterr().err
 
 
-def test_a_new_export_replaces_the_old_one_whole(trained, tmp_path):
+def test_a_new_export_replaces_the_old_one_whole_and_keeps_what_a_user_put_there(trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained.run, run)
-    (run / "export" / "old.txt").write_text("old")
+    (run / "export" / ".git").mkdir()
+    (run / "export" / ".git" / "config").write_text("theirs")
     before = (run / "export" / "model.safetensors").read_bytes()
     place, step = export.export_checkpoint(run, run / "export")
     assert (place, step) == (run / "export", 8)
-    assert {path.name for path in place.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    assert {path.name for path in place.iterdir()} == {".git", "README.md", "config.json", "model.safetensors"}
+    assert (place / ".git" / "config").read_text() == "theirs"
     assert (place / "model.safetensors").read_bytes() == before
     assert not list(run.glob(".export*"))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "hf", "hub", "onnx"])
+def test_nothing_of_a_users_is_replaced_by_an_export(trained, tmp_path, capsys, monkeypatch, kind):
+    theirs = tmp_path / "repository"
+    (theirs / ".git").mkdir(parents=True)
+    for name in (".git/config", "NOTES.txt", "config.json"):
+        (theirs / name).write_text("{}")
+    monkeypatch.chdir(theirs)
+    folders, here = [trained.run, trained.run.parent, theirs, Path(".")], [Path("NOTES.txt")]
+    for out in folders if kind in ("safetensors", "hf") else here:
+        before = sorted(str(path) for path in out.resolve().rglob("*"))
+        assert export.main([str(trained.run), "--format", kind, "--out", str(out)]) == 2
+        said = capsys.readouterr().err
+        assert "nothing was written" in said and "Traceback" not in said
+        assert sorted(str(path) for path in out.resolve().rglob("*")) == before
