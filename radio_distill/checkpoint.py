@@ -25,6 +25,12 @@ from radio_distill.engine import RankError, World, is_lost_peer
 from teachers.errors import UserError
 
 ENGINE, MODEL, TEACHERS, STATE = "engine", "model.safetensors", "teachers.safetensors", "state.json"
+CLASSES = (  # besides tensors and plain values, all that DeepSpeed's files hold at any ZeRO stage and precision
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+)
 
 
 def latest(run: Path) -> Path | None:
@@ -130,13 +136,17 @@ def not_written(what: str, run: Path, error: Exception) -> RankError:
 
 @contextmanager
 def _no_foreign_code(folder: Path) -> Iterator[None]:
-    """DeepSpeed unpickles its files without reserve; in here torch admits only tensors, values and DeepSpeed's own."""
-    known = []
-    for file in folder.glob("*.pt"):
-        for name in torch.serialization.get_unsafe_globals_in_checkpoint(file):
-            module, _, attribute = name.rpartition(".")
-            if module.split(".")[0] == "deepspeed":
-                known.append(getattr(importlib.import_module(module), attribute))
+    """DeepSpeed unpickles its files without reserve; in here torch admits only tensors, values and `CLASSES`.
+
+    Raises `OSError` for a file that asks for anything else. A name is only compared here, never imported.
+    """
+    for file in sorted(folder.rglob("*.pt")):
+        strange = set(torch.serialization.get_unsafe_globals_in_checkpoint(file)) - set(CLASSES)
+        if strange:
+            text = f"{file.name} asks for {min(strange)}, which is in no checkpoint of ours and could run a program"
+            raise OSError(text)
+    modules = [name.rpartition(".") for name in CLASSES]
+    known = [getattr(importlib.import_module(module), name) for module, _, name in modules]
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
         with torch.serialization.safe_globals(known):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 from contextlib import contextmanager
@@ -131,16 +132,32 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_there(trial, ref
 
 
 class Trap:
+    """Unpickled without reserve, it makes a folder."""
+
     def __reduce__(self):
         return os.mkdir, (os.environ["TRAP"],)
 
 
-def test_a_checkpoint_from_elsewhere_runs_no_code(trial, refused, two_checkpoints, tmp_path, monkeypatch):
+class Launcher:
+    """A function of DeepSpeed's that starts programs."""
+
+    def __reduce__(self):
+        from deepspeed.launcher.runner import main
+
+        return main, (["--no_local_rank", "touch", os.environ["TRAP"]],)
+
+
+@pytest.mark.parametrize("trap", [Trap, Launcher])
+@pytest.mark.parametrize("file", ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"])
+def test_a_checkpoint_from_elsewhere_runs_no_code(trial, refused, two_checkpoints, tmp_path, monkeypatch, trap, file):
     monkeypatch.setenv("TRAP", str(tmp_path / "trap"))
     shutil.copytree(two_checkpoints.run, trial.run)
-    file = trial.run / "checkpoints" / "step-00000004" / "engine" / "mp_rank_00_model_states.pt"
-    torch.save(torch.load(file, weights_only=True) | {"more": Trap()}, file)
-    assert "cannot be read" in refused() and not (tmp_path / "trap").exists()
+    place = trial.run / "checkpoints" / "step-00000004" / "engine" / file
+    held = torch.load(place, weights_only=True) if place.exists() else {}
+    torch.save(held | {"more": trap()}, place)
+    said = refused()
+    assert "cannot be read" in said and not (tmp_path / "trap").exists()
+    assert re.search(r"asks for (posix\.mkdir|deepspeed\.launcher\.runner\.main), which is in no checkpoint", said)
 
 
 def test_a_split_checkpoint_that_lacks_a_ranks_part_is_refused(trial, refused):
