@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,11 +96,11 @@ def card_of(encoder: RadioEncoder, recipe: Recipe, place: Path, use: str = "fold
 
 def _progress(recipe: Recipe) -> tuple[int, int]:
     """Finished steps and ranks, of the newest checkpoint: a run may be exported before its end."""
-    newest = checkpoint.latest(recipe.folder)
-    if newest is None:
-        return 0, 1
-    facts = json.loads((newest / checkpoint.STATE).read_text())
-    return facts["step"], facts["world"]
+    for path in reversed(checkpoint.whole(recipe.folder)):
+        with suppress(OSError, ValueError, KeyError):  # a damaged one
+            facts = json.loads((path / checkpoint.STATE).read_text())
+            return facts["step"], facts["world"]
+    return 0, 1
 
 
 def _figures(recipe: Recipe) -> str:

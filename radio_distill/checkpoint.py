@@ -2,8 +2,8 @@
 
 A checkpoint is `checkpoints/step-N/`: DeepSpeed's files (weights, optimiser) under `engine/`, the weights alone in
 `model.safetensors` (readable without DeepSpeed), what the objective holds besides in `teachers.safetensors` (teacher
-statistics, averaged weights), and `state.json` (step, loader positions of every rank). It is written beside its place
-and renamed into it, and an older one is removed only after that.
+statistics, averaged weights), `state.json` (step, loader positions of every rank) and `checksums.json`. It is written
+beside its place and renamed into it, and an older one is removed only after that.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from radio_distill import reshard
+from radio_distill import checksums, reshard
 from radio_distill.engine import RankError, World, is_lost_peer
 from teachers.errors import UserError
 
@@ -35,11 +35,39 @@ CLASSES = (  # besides tensors and plain values, all that DeepSpeed's files hold
 
 def latest(run: Path) -> Path | None:
     """The newest whole checkpoint of a run."""
-    found = _whole(run)
+    found = whole(run)
     return found[-1] if found else None
 
 
-def _whole(run: Path) -> list[Path]:
+def newest_sound(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run that is as it was written, and what to tell of newer ones that are not.
+
+    Raises `UserError` where there are checkpoints and all are damaged.
+    """
+    damaged: list[str] = []
+    for path in reversed(whole(run)):
+        what = checksums.damage(path)
+        if what is None:
+            return path, [f"{text}: going on from {path}" for text in damaged]
+        damaged.append(f"the checkpoint {path} is damaged, {what}")
+    if damaged:
+        raise UserError(
+            "; ".join(damaged), expected="one that is as it was written", todo="add restart=true to begin again"
+        )
+    return None, []
+
+
+def set_aside_after(sound: Path | None, run: Path) -> None:
+    """Rename damaged checkpoints newer than the one that a run goes on from: their places are needed again."""
+    for path in whole(run):
+        if sound is not None and step_of(path) > step_of(sound):
+            place = path.with_name(f"{path.name}.damaged")
+            while place.exists():
+                place = place.with_name(f"{place.name}+")
+            os.replace(path, place)
+
+
+def whole(run: Path) -> list[Path]:
     """All checkpoints, the oldest first; a folder that a user has renamed (`step-00000100.bad`) is none."""
     return sorted((p for p in (run / "checkpoints").glob("step-*") if _step_text(p).isdecimal()), key=step_of)
 
@@ -73,11 +101,12 @@ def save(
         if world.first:
             _write_tensors(temporary / TEACHERS, tensors)
             (temporary / STATE).write_text(json.dumps(facts))
+            checksums.write(temporary)
             _reach_disk(temporary)
         world.barrier()
         if world.first:
             os.replace(temporary, place)
-            for old in _whole(run)[:-keep]:
+            for old in whole(run)[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
         if is_lost_peer(error):

@@ -212,7 +212,9 @@ def _objective(run: Path) -> tuple[Any, int]:
     from radio_distill.recipe import load_recipe
     from radio_distill.run_folder import RECIPE
 
-    newest = checkpoint.latest(run)
+    newest, damaged = checkpoint.newest_sound(run)
+    for notice in damaged:
+        print(notice, file=sys.stderr)
     objective = build_objective(load_recipe(run / RECIPE), World(0, 0, 1, torch.device("cpu")))
     objective.model.load_state_dict(load_file(newest / checkpoint.MODEL))
     objective.load_state(load_file(newest / checkpoint.TEACHERS))

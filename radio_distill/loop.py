@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class Training:
 
     def __init__(self, recipe: Recipe, objective: Objective, world: World, loud: bool = True):
         self.recipe, self.objective, self.world, self.run = recipe, objective, world, recipe.folder
-        self.started_from = checkpoint.latest(self.run)
+        self.started_from, notices = self.find_checkpoint()
         self.step = self.samples = 0  # samples: of all ranks
         self.positions: dict[str, Any] = {}  # this rank's, by stream, after the last batch taken
         self._left: dict[str, list[Any]] = {}  # every rank's, by stream, where a stage or another process left it
@@ -57,7 +58,22 @@ class Training:
             self.step, self.samples = facts["step"], facts["samples"]
             self._left = facts["positions"]
         self.console = Console(loud and world.first, recipe.steps, self.step)
+        for notice in notices:
+            self.console.say(notice)
         self.console.say(self._first_line(precision, why))
+
+    def find_checkpoint(self) -> tuple[Path | None, list[str]]:
+        """Where to go on from, as the first rank finds it, and what to tell of damaged ones; a rehearsal: nowhere."""
+        found: tuple[Path | None, list[str]] = (None, [])
+        error = None
+        if self.world.first:
+            try:
+                found = checkpoint.newest_sound(self.run)
+                checkpoint.set_aside_after(found[0], self.run)
+            except UserError as met:
+                error = met
+        self.world.agree(error)
+        return self.world.gather(found)[0]
 
     def _first_line(self, precision: str, why: str) -> str:
         ranks = f"{self.world.size} rank{'s' if self.world.size > 1 else ''} on {self.world.device.type}"

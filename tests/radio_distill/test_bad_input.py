@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import re
 import resource
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from shard_maker import jpeg, write_tar
 
-from radio_distill import checkpoint, journal, loop, objectives
+from radio_distill import checkpoint, checksums, export, journal, loop, objectives
 from radio_distill.distill import DistillObjective
 
 
@@ -112,23 +114,70 @@ def two_checkpoints(tiny_recipe, tmp_path_factory):
         (checkpoint.STATE, 5),
         (checkpoint.STATE, None),
         (checkpoint.TEACHERS, 100),
+        (checkpoint.MODEL, -5000),  # a turned bit
+        (checksums.LIST, -100),
     ],
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_there(trial, refused, two_checkpoints, file, size):
+def test_a_damaged_checkpoint_is_named_and_training_goes_on_from_the_one_before(
+    trial, capsys, two_checkpoints, file, size
+):
     shutil.copytree(two_checkpoints.run, trial.run)
     newest = trial.run / "checkpoints" / "step-00000004"
     damaged = newest / file
     if size is None:
         shutil.rmtree(damaged) if damaged.is_dir() else damaged.unlink()
+    elif size < 0:
+        turn_a_bit(damaged, -size)
     else:
         with open(damaged, "r+b") as handle:
             handle.truncate(size)
+    assert trial.train() == 0
+    said = capsys.readouterr().out
+    before = newest.with_name("step-00000003")
+    assert f"the checkpoint {newest} is damaged, " in said and f"going on from {before}" in said
+    assert [r["step"] for r in trial.journal()] == list(range(1, 9))
+    assert newest.with_name("step-00000004.damaged").is_dir()  # nothing is deleted
+
+
+def turn_a_bit(file: Path, place: int) -> None:
+    contents = bytearray(file.read_bytes())
+    contents[place % len(contents)] ^= 4
+    file.write_bytes(contents)
+
+
+def test_any_turned_bit_of_a_checkpoint_is_found(two_checkpoints, tmp_path):
+    place = tmp_path / "step-00000004"
+    shutil.copytree(two_checkpoints.run / "checkpoints" / place.name, place)
+    files = [file for file in place.rglob("*") if file.is_file()]
+    assert checksums.damage(place) is None and len(files) >= 5
+    rng = random.Random(0)
+    for file in files:
+        sound = file.read_bytes()
+        for _ in range(5):
+            turn_a_bit(file, rng.randrange(len(sound)))
+            assert file.name in checksums.damage(place)
+            file.write_bytes(sound)
+    assert checksums.damage(place) is None
+
+
+def test_where_all_checkpoints_are_damaged_nothing_begins_anew_by_itself(trial, refused, two_checkpoints, capsys):
+    shutil.copytree(two_checkpoints.run, trial.run)
+    for place in (trial.run / "checkpoints").iterdir():
+        turn_a_bit(place / checkpoint.MODEL, 5000)
     said = refused()
-    assert f"the checkpoint {newest} cannot be read" in said and f"move {newest} away" in said
-    if size == 30_000:  # as it says: away under any name, and training goes on from the one before
-        newest.rename(newest.with_name("step-00000004.bad"))
-        assert trial.train() == 0
-        assert [r["step"] for r in trial.journal()] == list(range(1, 9))
+    assert "step-00000003 is damaged, model.safetensors is not as" in said and "restart=true" in said
+    assert trial.checkpoints() == [3, 4]
+    assert export.main([str(trial.run)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_a_run_is_exported_from_its_newest_sound_checkpoint(trial, two_checkpoints, capsys):
+    shutil.copytree(two_checkpoints.run, trial.run)
+    turn_a_bit(trial.run / "checkpoints" / "step-00000004" / checkpoint.MODEL, 5000)
+    assert export.main([str(trial.run)]) == 0
+    said = capsys.readouterr()
+    assert "(step 3)" in said.out and "step-00000004 is damaged, model.safetensors" in said.err
+    assert trial.checkpoints() == [3, 4]  # it may be training
 
 
 class Trap:
@@ -155,6 +204,7 @@ def test_a_checkpoint_from_elsewhere_runs_no_code(trial, refused, two_checkpoint
     place = trial.run / "checkpoints" / "step-00000004" / "engine" / file
     held = torch.load(place, weights_only=True) if place.exists() else {}
     torch.save(held | {"more": trap()}, place)
+    checksums.write(place.parents[1])
     said = refused()
     assert "cannot be read" in said and not (tmp_path / "trap").exists()
     assert re.search(r"asks for (posix\.mkdir|deepspeed\.launcher\.runner\.main), which is in no checkpoint", said)
@@ -166,6 +216,7 @@ def test_a_split_checkpoint_that_lacks_a_ranks_part_is_refused(trial, refused):
     shutil.rmtree(trial.run / "export")
     state = trial.run / "checkpoints" / "step-00000003" / checkpoint.STATE
     state.write_text(json.dumps(json.loads(state.read_text()) | {"world": 4}))
+    checksums.write(state.parent)
     said = refused("stages.0.steps=3", zero)
     assert "cannot be read" in said and "the optim_states of 1 rank, not of 4" in said
 

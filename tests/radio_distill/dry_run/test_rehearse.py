@@ -170,3 +170,6 @@ def test_a_rehearsal_leaves_no_trace_in_what_is_trained_afterwards(tiny_recipe, 
         assert made.train("stages.0.steps=2") == 0
         losses.append([record["loss"] for record in made.journal()])
     assert losses[0] == losses[1] and not (tmp_path / "other").exists()
+    held = {path: path.stat().st_mtime_ns for path in made.run.rglob("*")}
+    assert made.train("stages.0.steps=2", "rehearse=true") == 0  # beside its own checkpoints, which are not read
+    assert {path: path.stat().st_mtime_ns for path in made.run.rglob("*")} == held
