@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from omegaconf import OmegaConf
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from featsharp.config import SharpenerConfig
@@ -152,10 +153,21 @@ class Recipe(Section):
     threads: Positive | None = Field(None, description="CPU threads a rank; none = cores / ranks")
     compile: bool = Field(False, description="torch.compile the student (slow to start, no gain on a CPU)")
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="passed to DeepSpeed; see its configuration")
+    allow_pipe: bool = Field(
+        False,
+        description="run the shell commands of pipe: shards; not needed for those that the command line itself names",
+    )
     # For the launcher and for the plan; neither changes what is trained.
     dry_run: bool = Field(False, description="print the plan and stop")
     rehearse: bool = Field(False, description="run a step of every stage at true size without weights, data or memory")
     restart: bool = Field(False, description="move an existing run folder aside and start again")
+
+    def pipes(self) -> list[tuple[str, str]]:
+        """The keys and texts of all shards that are shell commands."""
+        named = {f"streams.{name}.shards": stream.shards for name, stream in self.streams.items()}
+        if self.heldout:
+            named["heldout.shards"] = self.heldout.shards
+        return [(key, text) for key, shards in named.items() for text in _texts(shards) if text.startswith("pipe:")]
 
     @field_validator("teachers", "streams")
     @classmethod
@@ -284,9 +296,31 @@ def _student_sizes(student: StudentConfig, streams: dict[str, StreamConfig]) -> 
 
 
 # Keys that may differ between the start of a run and its continuation: they change what is written, not what is learnt.
-FREE_KEYS = ("dry_run", "rehearse", "restart", "output", "threads", "run")
+def _typed(overrides: Sequence[str]) -> set[str]:
+    """All texts that stand in overrides, whole."""
+    values = [OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False) for text in overrides]
+    return set(_texts(values))
+
+
+def _texts(shards: Any) -> Iterator[str]:
+    """All that a key `shards` names."""
+    if isinstance(shards, str):
+        yield shards
+    elif isinstance(shards, MixConfig):
+        yield from _texts(shards.shards)
+    else:
+        inner = shards.values() if isinstance(shards, dict) else shards if isinstance(shards, list) else ()
+        for one in inner:
+            yield from _texts(one)
+
+
+FREE_KEYS = ("dry_run", "rehearse", "restart", "output", "threads", "run", "allow_pipe")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe at `path`, overrides applied and everything checked."""
-    return documents.load(path, Recipe, overrides, hint=HELP)
+    recipe = documents.load(path, Recipe, overrides, hint=HELP)
+    pipes = [text for _, text in recipe.pipes()]
+    if pipes and set(pipes) <= _typed(overrides):
+        recipe = recipe.model_copy(update={"allow_pipe": True})  # whoever typed a command may run it
+    return recipe

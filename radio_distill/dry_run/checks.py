@@ -54,7 +54,7 @@ def refusal(source: str, mistakes: list[UserError], missing: list[str] = ()) -> 
 
 def find_mistakes(recipe: Recipe) -> tuple[list[UserError], dict[str, Teacher]]:
     """All that is wrong with a recipe, each with its key's path; and its teachers on meta, with their sharpeners."""
-    mistakes = list(deepspeed_mistakes(recipe))
+    mistakes = [*deepspeed_mistakes(recipe), *_pipe_mistakes(recipe)]
     teachers: dict[str, Teacher] = {}
     for name, config in recipe.teachers.items():
         with collected(mistakes, f"teachers.{name}"):
@@ -66,6 +66,16 @@ def find_mistakes(recipe: Recipe) -> tuple[list[UserError], dict[str, Teacher]]:
     if len(teachers) == len(recipe.teachers):
         mistakes += _student_mistakes(recipe, teachers) if recipe.student else _sharpener_mistakes(recipe, teachers)
     return mistakes, teachers
+
+
+def _pipe_mistakes(recipe: Recipe) -> Iterator[UserError]:
+    """A recipe from elsewhere runs no command of its own."""
+    for key, text in [] if recipe.allow_pipe else recipe.pipes():
+        yield UserError(
+            f"{key}: {text!r} would run a shell command that the recipe names",
+            expected="paths or addresses, or your word that you have read it",
+            todo="add allow_pipe=true, if you know what it does",
+        )
 
 
 # Sharpeners -------------------------------------------------------------------------------------------------------

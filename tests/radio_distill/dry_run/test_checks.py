@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from featsharp import adapter as adapters
@@ -196,3 +197,22 @@ def shapes_of(file) -> dict[str, list[int]]:
 
     with safe_open(file, "pt") as opened:
         return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+
+
+def test_a_recipe_from_elsewhere_runs_no_command_unless_it_is_allowed(trial, tmp_path, capsys):
+    trap = tmp_path / "trap"
+    command = f"pipe:touch {trap}"
+    for key in ("shards", [command], {"part": {"shards": [command], "weight": 1}}):
+        recipe = yaml.safe_load(trial.file.read_text())
+        recipe["streams"]["low"]["shards"] = command if key == "shards" else key
+        trial.file.write_text(yaml.safe_dump(recipe))
+        for more in ([], ["dry_run=true"], ["rehearse=true"]):
+            assert trial.train(*more) == 2
+            said = capsys.readouterr().err
+            assert f"streams.low.shards: {command!r} would run a shell command" in said and "allow_pipe=true" in said
+    assert not trap.exists()
+    allowed = load_recipe(trial.file, ["allow_pipe=true"])
+    assert not find_mistakes(allowed)[0]
+    typed = load_recipe(trial.file, [f"streams.low.shards={command}"])
+    assert typed.allow_pipe and not find_mistakes(typed)[0]
+    assert not load_recipe(trial.file, [f"heldout.shards={command}2"]).allow_pipe  # the file's own is still there
