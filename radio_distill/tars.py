@@ -7,6 +7,7 @@ import glob
 import lzma
 import os
 import re
+import select
 import shlex
 import shutil
 import tarfile
@@ -24,6 +25,7 @@ HOW_TO_MAKE = (
     "python -m radio_distill.shards pack FOLDER OUT   (your own pictures)\n"
     "        or python -m eval.tabletop shards OUT --scenes 2000 --seed 0   (rendered scenes)"
 )
+PATIENCE = 1.0  # seconds that a pipe's program may take to end after its tar
 _ADDRESS = re.compile(r"^(pipe:|file:|[a-z][a-z0-9]*://)")
 _PROGRAMS = {"s3": "aws", "gs": "gsutil", "http": "curl", "https": "curl"}  # what webdataset and we read them with
 _FAULTS = (OSError, EOFError, ValueError, tarfile.TarError, zlib.error, lzma.LZMAError)
@@ -125,7 +127,8 @@ def read(shard: str, start: int = 0, part: int = 0, parts: int = 1) -> Iterator[
 
     try:
         with contextlib.closing(_open(shard)) as file, _tar(file) as tar:
-            while (member := tar.next()) is not None:
+            holds_any = tar.firstmember is not None
+            while holds_any and (member := _next(tar)) is not None:
                 tar.members = []  # TarFile would keep the header of every member of a large shard
                 key, suffix = _split(member)
                 if key is None:
@@ -138,7 +141,7 @@ def read(shard: str, start: int = 0, part: int = 0, parts: int = 1) -> Iterator[
                 if group.prefers(suffix) and wanted():
                     group.picture = tar.extractfile(member).read()
                 group.suffixes.append(suffix)
-            fault = None if group or index else "holds no samples"
+            fault = _rest(tar, file) or (None if group or index else "holds no samples")
     except _FAULTS as error:
         fault = _reason(error)
     if group:
@@ -176,17 +179,55 @@ class _Header(tarfile.TarInfo):
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # the proper end: blocks of zeros
             raise
+        except tarfile.EmptyHeaderError:  # the end of the file
+            if not tar.ignore_zeros:
+                raise tarfile.ReadError(f"empty header at byte {tar.offset}") from None
+            raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error} at byte {tar.offset}") from None
 
 
 def _tar(file: IO[bytes]) -> tarfile.TarFile:
-    # A file that can seek skips what is not wanted without reading it; a pipe cannot.
+    # A file that can seek skips what is not wanted without reading it; a pipe cannot. In a file, what follows blocks of
+    # zeros is read: another tar behind the first, or what a lost page has left. A pipe's end is not waited for.
     seekable = getattr(file, "seekable", lambda: False)()
+    mode = "r:*" if seekable else "r|*"
     try:
-        return tarfile.open(fileobj=file, mode="r:*" if seekable else "r|*", tarinfo=_Header)
+        return tarfile.open(fileobj=file, mode=mode, tarinfo=_Header, ignore_zeros=seekable)
     except tarfile.ReadError:
         raise tarfile.ReadError("is not a tar archive") from None
+
+
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The next member; `ReadError` where zeros stand that mark no end: a lost page, which tarfile takes for one.
+
+    A tar ends with two blocks of zeros, filled up with more to a whole record; another may begin behind it.
+    """
+    place = 0 if tar.firstmember else tar.offset  # tarfile reads the first member ahead
+    member = tar.next()
+    if not tar.ignore_zeros:
+        return member
+    end = tar.offset if member is None else member.offset
+    whole = end - place >= 2 * tarfile.BLOCKSIZE and end % tarfile.RECORDSIZE == 0
+    if member is None and end - place < 2 * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"empty header at byte {place}")
+    if member is None and end - place > tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it ends at byte {place} of {end}, only zeros follow")
+    if member is not None and end > place and not whole:
+        raise tarfile.ReadError(f"only zeros from byte {place} to {end}, where a member should be")
+    return member
+
+
+def _rest(tar: tarfile.TarFile, file: IO[bytes] | _Pipe) -> str | None:
+    """What is wrong behind the end of a tar that came through a pipe: only zeros may follow. A file has been read."""
+    place = tar.offset
+    while isinstance(file, _Pipe) and file.ready():
+        block = tar.fileobj.read(tarfile.BLOCKSIZE)
+        if block.strip(b"\0"):
+            return f"broke off: its end is marked at byte {place}, and data follow"
+        if not block:
+            break
+    return None
 
 
 class _Pipe:
@@ -197,9 +238,13 @@ class _Pipe:
 
     def read(self, size: int) -> bytes:
         """What has come, at most `size` bytes: to wait for all of them could mean to wait past the archive's end."""
-        data = self.pipe.stream.read1(size)
+        data = os.read(self.pipe.stream.fileno(), size)
         self.pipe.check_status()
         return data
+
+    def ready(self) -> bool:
+        """Whether more has come, or the end, within `PATIENCE`: a program may go on doing other things."""
+        return bool(select.select([self.pipe.stream.fileno()], [], [], PATIENCE)[0])
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

@@ -95,6 +95,36 @@ def test_an_overwritten_header_is_not_taken_for_the_end(tmp_path):
     assert problems(tmp_path / "s.tar") == [None, "broke off: invalid header at byte 1536"]
 
 
+@pytest.mark.parametrize("opened", ["{}", "pipe:cat {}"])
+@pytest.mark.parametrize("member", range(1, 6))
+def test_a_lost_page_is_not_taken_for_the_end(tmp_path, member, opened):
+    path = tmp_path / "s.tar"
+    data = bytearray(write_tar(path, {f"{n}.jpg": bytes([n + 1]) * 5000 for n in range(6)}).read_bytes())
+    step, header = 512 * 11, 512 * 11 * member
+    for lost in (slice(header, header + 512), slice(header - 512, header + 3584)):  # a header; a page over it
+        broken = data.copy()
+        broken[lost] = bytes(lost.stop - lost.start)
+        path.write_bytes(broken)
+        items = list(tars.read(opened.format(path)))
+        assert [item.key for item in items if item.picture] == [str(n) for n in range(member)]
+        assert items[-1].problem.startswith("broke off"), (lost, step)
+    if opened == "{}":  # header and contents together: what follows is sound, and still not taken without a word
+        broken = data.copy()
+        broken[header : header + step] = bytes(step)
+        path.write_bytes(broken)
+        assert problems(path)[-1].startswith("broke off: ") and "zeros" in problems(path)[-1]
+
+
+def test_tars_behind_each_other_are_read_as_one(tmp_path):
+    parts = [write_tar(tmp_path / f"{n}.tar", {f"{n}.jpg": jpeg(n)}).read_bytes() for n in range(3)]
+    (tmp_path / "all.tar").write_bytes(b"".join(parts))
+    assert [(item.key, item.problem) for item in tars.read(str(tmp_path / "all.tar"))] == [
+        (str(n), None) for n in range(3)
+    ]
+    (tmp_path / "long.tar").write_bytes(parts[0] + bytes(30_720))
+    assert problems(tmp_path / "long.tar")[1].startswith("broke off: it ends at byte ")
+
+
 def test_junk_empty_and_vanished_shards_are_items_too(tmp_path):
     (tmp_path / "junk.tar").write_bytes(bytes(range(256)) * 9)
     (tmp_path / "nothing.tar").write_bytes(b"")
