@@ -27,7 +27,7 @@ from radio_distill.mirrors import open_mirrors
 from radio_distill.objectives import Objective
 from radio_distill.optimisers import freeze
 from radio_distill.recipe import Recipe, StreamConfig
-from radio_distill.run_folder import EXPORT
+from radio_distill.run_folder import EXPORT, check_there
 from radio_distill.schedule import learning_rate
 from radio_distill.shards import ShardStream, read_all
 from radio_distill.stopping import Stopper
@@ -227,6 +227,8 @@ class Training:
     # Between steps ------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
+        if self.world.first:
+            check_there(self.run)
         self._gather_positions()
         facts = {"step": self.step, "samples": self.samples, "world": self.world.size, "positions": self._left}
         checkpoint.save(

@@ -135,7 +135,7 @@ class Recipe(Section):
     """A whole run."""
 
     task: Literal["distill", "sharpen"] = Field(description="train a student, or a teacher's sharpener")
-    run: str = Field(description="the run folder: made here, resumed from here")
+    run: str = Field(min_length=1, description="the run folder: made here, resumed from here")
     seed: int = 0
     teachers: Annotated[dict[str, TeacherConfig], Field(min_length=1)] = Field(description="by name")
     streams: Annotated[dict[str, StreamConfig], Field(min_length=1)] = Field(description="by name")

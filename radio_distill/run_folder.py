@@ -18,6 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from radio_distill import checkpoint
+from radio_distill.engine import RankError
 from radio_distill.recipe import FREE_KEYS, Recipe
 from teachers.errors import UserError
 
@@ -29,6 +30,7 @@ PACKAGES = ("torch", "torchvision", "deepspeed", "timm", "open_clip_torch", "web
 def opened(recipe: Recipe) -> Iterator[Path]:
     """The run folder, made or checked, and held against a second trainer while the context lasts (first rank only)."""
     run = recipe.folder
+    check_ours(run)
     if recipe.restart and run.exists():
         with _held(run):
             move_aside(run)
@@ -37,6 +39,29 @@ def opened(recipe: Recipe) -> Iterator[Path]:
         write_text(run / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
         write_text(run / ENVIRONMENT, environment())
         yield run
+
+
+def check_ours(run: Path) -> None:
+    """Raise `UserError` for a folder that holds things and in which no run was begun: it is neither used nor moved."""
+    if not run.is_dir() or any((run / name).exists() for name in (RECIPE, "checkpoints")):
+        return
+    strange = sorted({entry.name for entry in run.iterdir()} - {LOCK})
+    if strange:
+        raise UserError(
+            f"run: {run} holds other things ({', '.join(strange[:3])}{', ...' * (len(strange) > 3)}) and no run",
+            expected="a new or empty folder, or one of a run (with recipe.yaml)",
+            todo=f"run={run / 'run'}, or another name",
+        )
+
+
+def check_there(run: Path) -> None:
+    """Raise `RankError` where a run's folder has been removed or renamed while it trained."""
+    if not (run / RECIPE).is_file():
+        raise RankError(
+            f"the run folder {run} is gone: it was removed or renamed during the run",
+            expected=f"{run / RECIPE} as it was written at the start",
+            todo="put it back under its name, then run the same command again: it goes on from the last checkpoint",
+        )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import time
 import pytest
 import yaml
 
-from radio_distill import checkpoint, run_folder
+from radio_distill import checkpoint, loop, run_folder
 from radio_distill.recipe import Recipe, load_recipe
 from teachers.errors import UserError
 
@@ -132,3 +132,34 @@ def test_a_folder_that_cannot_be_made_is_told(recipe, tmp_path):
     with pytest.raises(UserError, match="the run folder .*/file/run cannot be written: Not a directory") as caught:
         run_folder.opened(recipe(run=str(tmp_path / "file" / "run"))).__enter__()
     assert "run=..." in caught.value.todo
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_folder_that_is_no_run_is_neither_used_nor_moved(recipe, restart):
+    made = recipe(restart=restart)
+    made.folder.mkdir(parents=True)
+    (made.folder / "thesis.tex").write_text("theirs")
+    with pytest.raises(UserError, match="holds other things .thesis.tex. and no run"), run_folder.opened(made):
+        pass
+    assert [path.name for path in made.folder.parent.iterdir() if path.is_dir()] == [made.folder.name]
+    assert [path.name for path in made.folder.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_has_a_name(trial):
+    assert trial.train("run=") == 2
+    assert not list(trial.file.parent.glob("checkpoints"))
+
+
+def test_a_run_whose_folder_is_renamed_ends_with_a_sentence(trial, monkeypatch, capsys):
+    one_step = loop.Training.one_step
+
+    def renamed(training, *arguments):
+        if training.step == 3:
+            trial.run.rename(trial.run.with_name("elsewhere"))
+        return one_step(training, *arguments)
+
+    monkeypatch.setattr(loop.Training, "one_step", renamed)
+    assert trial.train("output.save=2") == 2
+    said = capsys.readouterr().err
+    assert f"the run folder {trial.run} is gone" in said and "Traceback" not in said
+    assert not (trial.run / "checkpoints").exists()
