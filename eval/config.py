@@ -15,8 +15,8 @@ from eval.datasets import DATASETS
 from eval.tasks import TASKS
 from eval.tasks.task import TaskSettings
 from radio_distill import documents
-from radio_distill.documents import Section
 from radio_distill.recipe import SizeKey
+from teachers.section import Section
 
 HELP = "python -m eval --help lists every key"
 

@@ -26,8 +26,9 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from radio_distill.documents import Section, validate
+from radio_distill.documents import validate
 from teachers.errors import UserError
+from teachers.section import Section
 
 EXPECTED = (
     "a results JSON of lm-evaluation-harness or lmms-eval, or VLMEvalKit's MODEL_DATASET_acc.csv, _score.csv or "

@@ -18,8 +18,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from eval.delta_m import Metric, Table, relative
 from eval.sides import mean
-from radio_distill.documents import Section, validate
+from radio_distill.documents import validate
 from teachers.errors import UserError
+from teachers.section import Section
 
 FILE = "eval/baselines.json"  # in the package `recipes`
 PREFIX = "published:"

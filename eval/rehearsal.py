@@ -16,8 +16,8 @@ from pydantic import Field, ValidationError
 
 from eval.config import EvalRecipe
 from eval.task_settings import TaskSettings
-from radio_distill.documents import Section
 from teachers.errors import UserError
+from teachers.section import Section
 
 MARKER = "rehearsal.json"
 WORDS = (

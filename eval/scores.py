@@ -20,8 +20,8 @@ import pydantic
 from pydantic import Field
 
 from eval.kept import all_kept, keep, put_back
-from radio_distill.documents import Section
 from teachers.errors import UserError
+from teachers.section import Section
 
 FORMAT = 1
 PACKAGES = (

@@ -21,9 +21,9 @@ from eval.scores import Score, libraries, recall, save, score_file, score_key, s
 from eval.tasks import TASKS
 from eval.tasks.task import Context, NotApplicable, TaskSettings
 from radio_distill.console import duration
-from radio_distill.documents import Section
 from teachers.errors import UserError
 from teachers.features import identity_of
+from teachers.section import Section
 
 
 @dataclass

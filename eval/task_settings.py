@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from radio_distill.documents import Section
 from radio_distill.recipe import SizeKey
+from teachers.section import Section
 
 
 class TaskSettings(Section):

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ByteSize,
     ConfigDict,
@@ -14,6 +13,8 @@ from pydantic import (
     TypeAdapter,
     model_validator,
 )
+
+from teachers import section
 
 Range = tuple[float, float]  # (lowest, highest) of a uniform draw
 
@@ -28,10 +29,10 @@ Odd = Annotated[int, AfterValidator(_odd)]
 Bytes = Annotated[int, Field(gt=0), BeforeValidator(TypeAdapter(ByteSize).validate_python)]  # 500000 or "4GiB"
 
 
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are mistakes, values are checked also when they are assigned later."""
+class Section(section.Section):
+    """A part of a recipe whose values are checked also when they are assigned later."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(validate_assignment=True)
 
 
 class JbuConfig(Section):

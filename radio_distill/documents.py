@@ -32,12 +32,6 @@ class Mistakes(ValueError):
         super().__init__("; ".join(f"{path}: {text}" for path, text in self.rows))
 
 
-class Section(pydantic.BaseModel):
-    """Base of every part of a document: unknown keys are mistakes, and defaults are held to the same rules."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
-
-
 T = TypeVar("T", bound=pydantic.BaseModel)
 
 

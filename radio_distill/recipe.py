@@ -11,9 +11,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from featsharp.config import SharpenerConfig
 from radio_distill import documents
-from radio_distill.documents import Section
 from radio_distill.student_config import Count, Fraction, HeadConfig, Positive, StudentConfig, Weight
 from radio_distill.training_config import LossConfig, OptimConfig, StageConfig, StatisticsConfig
+from teachers.section import Section
 
 HELP = "python radio_distill/train.py --help lists every key"
 

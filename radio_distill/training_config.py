@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from radio_distill.documents import Section
 from radio_distill.student_config import Count, Fraction, Positive, Weight
+from teachers.section import Section
 
 
 class StageConfig(Section):

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from eval.datasets.label_masks import masked_split
 from eval.datasets.split import IGNORE, Split, find_root
-from radio_distill.documents import Section
 from teachers.errors import UserError
+from teachers.section import Section
 
 LAYOUT = (
     "leftImg8bit/{train,val}/<city>/*_leftImg8bit.png and gtFine/{train,val}/<city>/*_gtFine_labelIds.png "

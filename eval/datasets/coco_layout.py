@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field
 
 from eval.datasets.split import contents_identity, find_root
-from radio_distill.documents import Section
 from teachers.errors import UserError
+from teachers.section import Section
 
 T = TypeVar("T")
 

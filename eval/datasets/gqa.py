@@ -9,7 +9,7 @@ from pydantic import Field
 
 from eval.datasets.split import Question, Split, choose, contents_identity, files_identity, find_root, read_image
 from eval.datasets.vqa import check_files, plain, read_json
-from radio_distill.documents import Section
+from teachers.section import Section
 
 LAYOUT = "train_balanced_questions.json, testdev_balanced_questions.json and images/NAME.jpg"
 EXPECTED = "{QUESTION: {imageId, question, answer}, ...}"

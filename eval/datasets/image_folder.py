@@ -13,9 +13,9 @@ from pydantic import Field
 
 from eval.datasets.split import Split, choose, files_identity, find_root, list_images, read_image
 from eval.datasets.wordnet import in_words
-from radio_distill.documents import Section
 from teachers.errors import UserError
 from teachers.features import identity_of
+from teachers.section import Section
 
 LAYOUT = "train/<class>/*.jpg and val/<class>/*.jpg, a folder a class"
 NAMES_LINES = "lines of: class folder, tab, name in words"

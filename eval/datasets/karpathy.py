@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from eval.datasets.split import Split, choose, contents_identity, files_identity, find_root, read_image
-from radio_distill.documents import Section
 from teachers.errors import UserError
+from teachers.section import Section
 
 LAYOUT = (
     "a dataset_NAME.json of Karpathy's and the pictures that it names: flickr30k-images/*.jpg (images: "

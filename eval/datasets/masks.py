@@ -9,8 +9,8 @@ from pydantic import Field
 
 from eval.datasets.label_masks import masked_split
 from eval.datasets.split import IGNORE, Split, find_root, list_images
-from radio_distill.documents import Section
 from teachers.errors import UserError
+from teachers.section import Section
 
 LAYOUT = "images/{training,validation}/NAME.jpg and annotations/{training,validation}/NAME.png (a label number a pixel)"
 

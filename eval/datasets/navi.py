@@ -37,10 +37,10 @@ from eval.datasets.split import (
     find_root,
     read_image,
 )
-from radio_distill.documents import Section
 from radio_distill.views import resize
 from teachers.errors import UserError
 from teachers.features import Size
+from teachers.section import Section
 from teachers.seeding import numpy_rng
 
 LAYOUT = "OBJECT/{wild_set,multiview*}/{annotations.json,images/NAME.jpg,depth/NAME.png}"

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from eval.datasets.label_masks import read_mask
 from eval.datasets.split import IGNORE, Split, choose, dated_identity, files_identity, find_root, read_image
 from eval.datasets.truth_files import files_of, listed, read_npy
-from radio_distill.documents import Section
 from teachers.errors import UserError
+from teachers.section import Section
 
 LAYOUT = (
     "images/ID.jpg (or .png), gt_sets/{train,val}.txt (an ID a line), and any of segmentation/ID.png, depth/ID.npy, "

@@ -28,8 +28,8 @@ from eval.datasets.split import IGNORE, Split, choose, dated_identity, files_ide
 from eval.datasets.truth_files import checked, files_of, listed, read_mat, read_png
 from eval.datasets.upright import size_of
 from eval.datasets.voc import NAMES
-from radio_distill.documents import Section
 from teachers.errors import UserError
+from teachers.section import Section
 
 LAYOUT = (
     "JPEGImages/ID.jpg, ImageSets/Context/{train,val}.txt (an ID a line), and any of semseg/{VOC12,pascal-context}/"

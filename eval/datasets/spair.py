@@ -16,8 +16,8 @@ from pydantic import Field
 
 from eval.datasets.lazy import Lazy
 from eval.datasets.split import KeypointPair, Split, dated_identity, files_identity, find_root, read_image
-from radio_distill.documents import Section
 from teachers.errors import UserError
+from teachers.section import Section
 
 LAYOUT = "JPEGImages/CLASS/*.jpg, PairAnnotation/{trn,val,test}/*.json and Layout/{large,small}/{trn,val,test}.txt"
 LINE = "NUMBER-FIRST-SECOND:CLASS, such as 000001-2008_000033-2009_001764:aeroplane"

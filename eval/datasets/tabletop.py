@@ -15,9 +15,9 @@ from torch import Tensor
 from eval.datasets.cameras import Camera, world_points
 from eval.datasets.lazy import Lazy
 from eval.datasets.split import Instances, KeypointPair, Question, Split, ViewPair
-from radio_distill.documents import Section
 from radio_distill.recipe import SizeKey
 from teachers.features import Size, identity_of
+from teachers.section import Section
 
 if TYPE_CHECKING:
     from eval.tabletop.pairs import Sight

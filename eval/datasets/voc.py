@@ -9,8 +9,8 @@ from pydantic import Field
 
 from eval.datasets.label_masks import masked_split
 from eval.datasets.split import IGNORE, Split, find_root
-from radio_distill.documents import Section
 from teachers.errors import UserError
+from teachers.section import Section
 
 LAYOUT = "JPEGImages/ID.jpg, SegmentationClass/ID.png and ImageSets/Segmentation/{train,val}.txt (an ID a line)"
 VOID = 255

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from eval.datasets.split import Question, Split, choose, contents_identity, files_identity, find_root, read_image
-from radio_distill.documents import Section
 from teachers.errors import UserError
+from teachers.section import Section
 
 T = TypeVar("T")
 LAYOUT = (

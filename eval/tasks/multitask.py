@@ -23,7 +23,7 @@ from eval.outputs.output import DenseSettings, Output, enlarged
 from eval.paint import picture
 from eval.probes import LABELS, Cells, answers, cells, train
 from eval.tasks.task import Context, Example, Result, alone, chosen, maps_of
-from radio_distill.documents import Section
+from teachers.section import Section
 from teachers.seeding import seeded
 
 VERSION = 2  # resamples leave out classes that they have lost
