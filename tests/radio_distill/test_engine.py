@@ -200,7 +200,7 @@ def test_what_one_rank_meets_is_told_once_by_that_rank_and_the_others_end_withou
 
 
 def test_an_error_of_all_ranks_is_told_by_the_first(trial, tmp_path):
-    ranks = Ranks([str(trial.file), "optim.lr=1e20", "optim.clip=0", "output.save=1"], 2, tmp_path / "log")
+    ranks = Ranks([str(trial.file), "optim.lr=1e15", "optim.clip=0", "output.save=1"], 2, tmp_path / "log")
     assert ranks.wait() == [2, 2]
     assert ranks.said().count("not finite") == 1 and "Traceback" not in ranks.said()
     assert issubclass(RankError, UserError) and World(1, 1, 2, torch.device("cpu")).first is False
