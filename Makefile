@@ -32,7 +32,7 @@ quickstart: $(READY)  ## the main job end to end on a CPU: shards, sharpener, st
 clean-quickstart:  ## remove what quickstart made (not the environment)
 	rm -rf $(DATA) runs/quickstart runs/quickstart_baseline runs/quickstart_report runs/featsharp/tabletop_clip_2x
 
-test: $(READY)  ## the whole test suite: no network, no GPU, five to ten minutes on two cores
+test: $(READY)  ## the whole test suite: no network, no GPU, about ten minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 rehearse: $(READY)  ## one step of every shipped recipe at true size, without weights, data or memory: twenty minutes

@@ -178,6 +178,7 @@ class _Header(tarfile.TarInfo):
         try:
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # the proper end: blocks of zeros
+            tar.zeros = getattr(tar, "zeros", 0) + tarfile.BLOCKSIZE
             raise
         except tarfile.EmptyHeaderError:  # the end of the file
             if not tar.ignore_zeros:
@@ -203,18 +204,18 @@ def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
 
     A tar ends with two blocks of zeros, filled up with more to a whole record; another may begin behind it.
     """
-    place = 0 if tar.firstmember else tar.offset  # tarfile reads the first member ahead
     member = tar.next()
     if not tar.ignore_zeros:
         return member
+    zeros, tar.zeros = getattr(tar, "zeros", 0), 0  # bytes passed over, counted as headers are read
     end = tar.offset if member is None else member.offset
-    whole = end - place >= 2 * tarfile.BLOCKSIZE and end % tarfile.RECORDSIZE == 0
-    if member is None and end - place < 2 * tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"empty header at byte {place}")
-    if member is None and end - place > tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"it ends at byte {place} of {end}, only zeros follow")
-    if member is not None and end > place and not whole:
-        raise tarfile.ReadError(f"only zeros from byte {place} to {end}, where a member should be")
+    whole = zeros >= 2 * tarfile.BLOCKSIZE and end % tarfile.RECORDSIZE == 0
+    if member is None and zeros < 2 * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"empty header at byte {end - zeros}")
+    if member is None and zeros > tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it ends at byte {end - zeros} of {end}, only zeros follow")
+    if member is not None and zeros and not whole:
+        raise tarfile.ReadError(f"only zeros from byte {end - zeros} to {end}, where a member should be")
     return member
 
 

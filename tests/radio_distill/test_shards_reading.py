@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import tarfile
 
 import pytest
 from shard_maker import jpeg, write_shards, write_tar
@@ -113,6 +115,18 @@ def test_a_lost_page_is_not_taken_for_the_end(tmp_path, member, opened):
         broken[header : header + step] = bytes(step)
         path.write_bytes(broken)
         assert problems(path)[-1].startswith("broke off: ") and "zeros" in problems(path)[-1]
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_headers_for_all_members_and_long_names_are_no_lost_pages(tmp_path, kind):
+    names = ["a" * 150 + ".jpg", "b.jpg", "c" * 200 + ".jpg"]
+    with tarfile.open(tmp_path / "s.tar", "w", format=kind, pax_headers={"comment": "as git archive writes"}) as tar:
+        for name in names:
+            header = tarfile.TarInfo(name)
+            header.size = 700
+            tar.addfile(header, io.BytesIO(bytes(700)))
+    found = [(item.key + ".jpg", item.problem) for item in tars.read(str(tmp_path / "s.tar"))]
+    assert found == [(name, None) for name in names]
 
 
 def test_tars_behind_each_other_are_read_as_one(tmp_path):
