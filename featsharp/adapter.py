@@ -23,7 +23,7 @@ from teachers.features import Encoder, has_values
 from teachers.phi_s import PhiS
 from teachers.spectral import folded_state, reparametrise
 from teachers.weight_files import read_tensors, save_tensors
-from teachers.written_folders import FolderWriter
+from teachers.written_folders import FolderWriter, says
 
 KIND, VERSION = "featsharp-adapter", 1
 WEIGHTS, CONFIG = "adapter.safetensors", "config.json"
@@ -94,11 +94,7 @@ def save(
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds a sharpener that we wrote: its config says so."""
-    try:
-        about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(about, dict) and about.get("kind") == KIND
+    return says(folder / CONFIG, "kind", KIND)
 
 
 def load(folder: Path | str, encoder: Encoder) -> tuple[Adapter, SharpenerConfig]:

@@ -21,6 +21,7 @@ from teachers.errors import UserError
 from teachers.radio_layout import from_hub, spec_from_checkpoint
 from teachers.radio_spec import RadioSpec
 from teachers.weight_files import read_tensors
+from teachers.written_folders import says
 
 FORMAT = "radio-distill/1"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -86,11 +87,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def is_export(folder: Path) -> bool:
     """Whether a folder holds a student that we exported: its config says so."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("format") == FORMAT
+    return says(folder / CONFIG, "format", FORMAT)
 
 
 def read_spec(path: str | Path) -> tuple[RadioSpec, dict[str, Any]]:

@@ -6,6 +6,7 @@ files is carried over. A process that is killed loses nothing: the next one puts
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Collection
@@ -58,6 +59,15 @@ class FolderWriter:
             if kept.name not in self.names and not (self.place / kept.name).exists():
                 os.replace(kept, self.place / kept.name)
         shutil.rmtree(self.old, ignore_errors=True)
+
+
+def says(config: Path, key: str, value: str) -> bool:
+    """Whether a JSON file is there, can be read, and has this value at this key."""
+    try:
+        about = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(about, dict) and about.get(key) == value
 
 
 def check_replaceable(place: Path, is_ours: Callable[[Path], bool], what: str) -> None:
